@@ -99,15 +99,24 @@ class Config:
     clip_low: float = knob(0.2, "PPO clips the ratio below 1 - this", 0, 1)
     clip_high: float = knob(0.28, "and above 1 + this (clip-higher, DAPO)", 0)
     eta: float = knob(0.25, "LAD: temperature of the target e^(A/eta)", 1e-3)
-    divergence: str = knob("js", "LAD: generator f", choices=("kl", "rkl", "jf", "js", "hd", "tv"))
+    divergence: str = knob("js", "LAD: generator f; kl_c and rkl_c are kl and rkl less f'(1)(z - 1)", choices=("kl", "rkl", "jf", "js", "hd", "tv", "kl_c", "rkl_c"))
     alpha: float = knob(2.0, "power: focus on hard prompts, (1 - rbar)^(alpha - 1)", 0)
     delta: float = knob(0.5, "asym: divides the weight of failures", 1e-3)
     success_weight: float = knob(0.1, "w_reinforce: lambda, the weight of a success; a failure weighs -1", 0)
+    pass_k: int = knob(4, "passk: the k of pass@k; 1 would be rloo", 2)
+    ent_coef: float = knob(0.4, "entadv: weight of a token's entropy in its advantage", 0)
+    ent_kappa: float = knob(2.0, "entadv: abs(A) over this is all that entropy may add", 1e-3)
+    cov_share: float = knob(2e-4, "clip_cov, kl_cov: share of a micro-batch's tokens, at least one", 0, 1)
+    cov_low: float = knob(1.0, "clip_cov: the tokens clipped are drawn from those whose covariance is above this")
+    cov_high: float = knob(5.0, "clip_cov: and below this")
+    cov_kl: float = knob(1.0, "kl_cov: weight of abs(log pi_theta - log pi_old)", 0)
+    flow_beta: float = knob(15.0, "flowrl: beta, the inverse temperature of the target", 0)
     fade_alpha_max: float = knob(3.0, "FADE: ceiling of alpha", 1)
     fade_delta_min: float = knob(0.3, "FADE: floor of delta", 1e-3, 1)
     fade_rate: float = knob(0.02, "FADE: share of the new batch in the running p and H", 0, 1)
     fade_entropy: float = knob(0.0, "FADE: H*, target entropy in nats; 0: half of the first batch's", 0)
-    kl_coef: float = knob(0.0, "weight of the k3 estimate of KL to the frozen initial model; 0: no such model is kept", 0)
+    kl_coef: float = knob(0.0, "weight of the k3 estimate of KL to the reference, the initial model; where nothing needs it, none is kept", 0)
+    ref_every: int = knob(0, "rollout batches after which the reference becomes the policy as it is; 0: never", 0)
     tis_cap: float = knob(2.0, "cap of the trainer/vLLM importance weight; 0: no such weight", 0)
     aggregation: str = knob("token", "mean over tokens (DAPO), over sequence means, or a sum over B G max_tokens (Dr. GRPO)", choices=("token", "sequence", "constant"))
     zero_variance: str = knob("keep", "groups with equal rewards: keep, drop from the loss and its denominator, or refill with new prompts", choices=("keep", "drop", "refill"))
@@ -124,7 +133,7 @@ class Config:
     grad_clip: float = knob(1.0, "ceiling of the global gradient norm", 1e-6)
     # speed and memory
     micro_tokens: int = knob(16384, "tokens packed into one forward, about; a longer sample gets a row of its own", 1)
-    head_chunk: int = knob(4096, "tokens whose logits exist at once", 1)
+    head_chunk: int = knob(0, "tokens whose logits exist at once; 0: as many as fit into a quarter of the free memory, 4096 at most", 0)
     checkpointing: bool = knob(True, "recompute activations in the backward pass")
     compile: str = knob("auto", "torch.compile the head's element-wise parts; auto: on CUDA", choices=("auto", "on", "off"))
     shard_size: int = knob(0, "GPUs that share one copy of the weights (hybrid sharding); 0: all", 0)
@@ -225,11 +234,13 @@ def load_config(argv):
         name = str(Path(resume) / "config.toml")
     values = {} if name == "default" else read_preset(name)
     values |= {key: check_value(key, value, "command line") for key, value in flags.items()}
-    cfg = Config(**values)
+    cfg = Config(**OBJECTIVES[values.get("objective", Config.objective)].defaults | values)
     cfg.config, cfg.resume = Path(name).parent.name if name.endswith(".toml") else name, resume is not None
     cfg.out = cfg.out or f"runs/{cfg.config}-{cfg.objective}-s{cfg.seed}"
     if cfg.prompts % cfg.minibatches:
         die(f"prompts = {cfg.prompts} does not divide into minibatches = {cfg.minibatches}")
+    if cfg.objective == "passk" and cfg.pass_k > cfg.group:
+        die(f"pass_k = {cfg.pass_k} is more than the group = {cfg.group} responses that pass@k is estimated from")
     return cfg
 
 # Ranks. Everything below runs on all of them; these are where they meet.
@@ -329,6 +340,7 @@ def start_vllm(cfg, folder, device, **options):
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     if device.type == "cpu":
         os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+        torch._dynamo.config.disable = cfg.compile != "on"   # else vLLM compiles one line of its sampler, for 20 seconds
     from vllm import LLM
     memory = (dict(kv_cache_memory_bytes=int(cfg.vllm_memory * 2**30)) if device.type == "cpu"
               else dict(gpu_memory_utilization=cfg.vllm_memory, enable_sleep_mode=True))
@@ -347,8 +359,8 @@ def start_vllm(cfg, folder, device, **options):
     return llm
 
 def named_weights(model, dtype):
-    """(HF name, whole tensor), one at a time, the same order on all ranks. Tied weights come once."""
-    for name, p in model.named_parameters():
+    """(HF name, whole tensor), one at a time, the same order on all ranks. Tied weights come once, the head of log Z not at all."""
+    for name, p in ((name, p) for name, p in model.named_parameters() if not name.startswith("log_z.")):
         p = p.detach().to(dtype)   # before it is gathered: half the traffic
         yield name, p.full_tensor() if hasattr(p, "full_tensor") else p
 
@@ -457,23 +469,64 @@ def update_state(state, p, entropy, cfg):
     state["p"] += cfg.fade_rate * (p - state["p"])
     state["H"] += cfg.fade_rate * (entropy - state["H"])
 
-# Losses. log_ratio = log pi_theta - log pi_old, of each token or (broadcast to its tokens) of the sequence.
+def pass_at_k_advantage(r, k):
+    """k C(n-c, k-1)/C(n-1, k-1) for each of c right among n, 0 for a wrong one: the unbiased gradient of pass@k with the leave-one-out
+    baseline of arXiv 2505.15201, times n since ours is a mean over samples."""
+    n, right = r.shape[-1], r > 0.5
+    wrong = n - right.sum(-1, keepdim=True).to(r)
+    return right * k * reduce(torch.mul, [((wrong - i) / (n - 1 - i)).clamp_min(0) for i in range(k - 1)])
 
-def ppo_clip(log_ratio, adv, cfg):
+# Losses: (log_ratio, A, cfg, t) -> (loss of each token, is it clipped). log_ratio = log pi_theta - log pi_old, of each token or (broadcast
+# to its tokens) of the sequence; t: logp, old, mask, seq, and as far as known entropy (no gradient), ref, log_z, each of the same shape.
+
+def ppo_clip(log_ratio, adv, cfg, t):
     """-min(rho A, clip(rho, 1 - clip_low, 1 + clip_high) A). arXiv 1707.06347; clip-higher, arXiv 2503.14476."""
     ratio = log_ratio.exp()
     free, clipped = ratio * adv, ratio.clamp(1 - cfg.clip_low, 1 + cfg.clip_high) * adv
     return -torch.minimum(free, clipped), clipped < free
 
+def entadv(log_ratio, adv, cfg, t):
+    """PPO on A + min(a H_t, abs(A)/kappa), H_t the entropy of the policy being trained at that token. arXiv 2506.14758."""
+    return ppo_clip(log_ratio, adv + torch.minimum(cfg.ent_coef * t["entropy"], adv.abs() / cfg.ent_kappa), cfg, t)
+
+def covariance(adv, t):
+    """(log pi - its mean) (A - its mean) of each token, means over the micro-batch's tokens. arXiv 2505.22617."""
+    centred = lambda x: x - (x * t["mask"]).sum() / t["mask"].sum().clamp_min(1)
+    return centred(t["logp"].detach()) * centred(adv)
+
+def clip_cov(log_ratio, adv, cfg, t):
+    """PPO without the loss of a random few of the tokens whose covariance lies in [cov_low, cov_high]. arXiv 2505.22617 (Clip-Cov)."""
+    (loss, clipped), cov = ppo_clip(log_ratio, adv, cfg, t), covariance(adv, t)
+    may = (cov > cfg.cov_low) & (cov < cfg.cov_high) & ~clipped & (t["mask"] > 0)
+    few = torch.rand_like(cov).masked_fill(~may, -1).flatten().topk(max(int(cfg.cov_share * cov.numel()), 1)).indices
+    chosen = torch.zeros_like(may).flatten().index_fill(0, few, True).view_as(may) & may
+    return loss * ~chosen, clipped | chosen
+
+def kl_cov(log_ratio, adv, cfg, t):
+    """-rho A, unclipped, and cov_kl abs(log pi - log pi_old) on the tokens of the highest covariance. arXiv 2505.22617 (KL-Cov)."""
+    cov = covariance(adv, t).masked_fill(t["mask"] == 0, -math.inf)
+    top = cov.flatten().topk(max(int(cfg.cov_share * cov.numel()), 1)).indices
+    chosen = torch.zeros_like(cov).flatten().index_fill(0, top, 1.0).view_as(cov)
+    return -log_ratio.exp() * adv + cfg.cov_kl * chosen * (t["logp"] - t["old"]).abs(), torch.zeros_like(cov, dtype=torch.bool)
+
+def flowrl(log_ratio, adv, cfg, t):
+    """w (log Z(x) + (log pi - log pi_ref)/T - beta A)^2 of whole sequences of T tokens, w = min(rho, 10) detached: FlowRL, arXiv 2509.15207."""
+    total = lambda x: sum_in_sequence(x * t["mask"], t["seq"])
+    w = total(t["logp"] - t["old"]).detach().clamp(-20, math.log(10)).exp()
+    gap = t["log_z"] + total(t["logp"] - t["ref"]) / total(torch.ones_like(adv)).clamp_min(1) - cfg.flow_beta * adv
+    return w * gap**2, torch.zeros_like(adv, dtype=torch.bool)
+
 log_mean = lambda log_z: F.softplus(log_z) - math.log(2)   # log((z + 1)/2)
 
 GENERATORS = {   # e^u f(z) of l = log z, x = log rho, u = x - l. Never z itself, which overflows long before rho and e^u do
-    "kl":  lambda l, x, u: x.exp() * l,                                                     # f = z log z
-    "rkl": lambda l, x, u: -u.exp() * l,                                                    # f = -log z
-    "jf":  lambda l, x, u: (x.exp() - u.exp()) * l,                                         # f = (z - 1) log z
-    "js":  lambda l, x, u: 0.5 * (x.exp() * (l - log_mean(l)) - u.exp() * log_mean(l)),     # f = (z log z - (z + 1) log((z + 1)/2))/2
-    "hd":  lambda l, x, u: 0.5 * ((0.5 * x).exp() - (0.5 * u).exp()) ** 2,                  # f = (sqrt z - 1)^2 / 2
-    "tv":  lambda l, x, u: 0.5 * (x.exp() - u.exp()).abs(),                                 # f = abs(z - 1)/2
+    "kl":    lambda l, x, u: x.exp() * l,                                                     # f = z log z
+    "rkl":   lambda l, x, u: -u.exp() * l,                                                    # f = -log z
+    "jf":    lambda l, x, u: (x.exp() - u.exp()) * l,                                         # f = (z - 1) log z
+    "js":    lambda l, x, u: 0.5 * (x.exp() * (l - log_mean(l)) - u.exp() * log_mean(l)),     # f = (z log z - (z + 1) log((z + 1)/2))/2
+    "hd":    lambda l, x, u: 0.5 * ((0.5 * x).exp() - (0.5 * u).exp()) ** 2,                  # f = (sqrt z - 1)^2 / 2
+    "tv":    lambda l, x, u: 0.5 * (x.exp() - u.exp()).abs(),                                 # f = abs(z - 1)/2
+    "kl_c":  lambda l, x, u: x.exp() * (l - 1) + u.exp(),                                     # f = z log z - (z - 1): less variance, as f'(1) = 0
+    "rkl_c": lambda l, x, u: x.exp() - u.exp() * (l + 1),                                     # f = -log z + (z - 1)
 }
 
 def f_divergence(name, log_z, log_ratio, u):
@@ -481,7 +534,7 @@ def f_divergence(name, log_z, log_ratio, u):
     Its gradient with respect to log rho is rho f'(z)."""
     return GENERATORS[name](log_z, log_ratio, u)
 
-def lad(log_ratio, adv, cfg):
+def lad(log_ratio, adv, cfg, t):
     """e^u f(rho e^(-u)), u = A/eta: pulls the ratio to e^u instead of pushing it up or down without end."""
     u = (adv / cfg.eta).clamp(-60, 60)   # fp32 ends at e^88, and e^60 already is all of any group's mass
     return f_divergence(cfg.divergence, log_ratio - u, log_ratio, u), torch.zeros_like(u, dtype=torch.bool)
@@ -489,50 +542,64 @@ def lad(log_ratio, adv, cfg):
 @dataclass(frozen=True)
 class Objective:
     advantage: callable         # (rewards r [B,G], cfg, state) -> A [B,G]
-    loss: callable = ppo_clip   # (log_ratio, A, cfg) -> (loss, is it clipped), all the same shape
+    loss: callable = ppo_clip
+    needs: tuple = ()           # "ref": log-probs of a frozen reference, and state["drift"] [B,G], log pi_old(y|x) - log pi_ref(y|x); "log_z": a learned head
+    local: bool = True          # a token's loss depends on no other token (its gradient can be had inside the head's forward)
+    defaults: dict = dataclasses.field(default_factory=dict)   # config values that belong to the method; presets and flags go first
 
 centre = lambda r: r - r.mean(-1, keepdim=True)   # r - rbar, rbar the mean of the prompt's group
+grpo = lambda r, cfg, state: centre(r) / (r.std(-1, keepdim=True) + 1e-6)
 
 OBJECTIVES = {
     "reinforce":   Objective(lambda r, cfg, state: r),
     "w_reinforce": Objective(lambda r, cfg, state: (1 + cfg.success_weight) * (r > 0.5).to(r) - 1),   # arXiv 2506.01347
     "rloo":        Objective(lambda r, cfg, state: centre(r) * r.shape[-1] / (r.shape[-1] - 1)),            # arXiv 2402.14740: less the others' mean
-    "dr_grpo":     Objective(lambda r, cfg, state: centre(r)),                                             # arXiv 2503.20783, with --aggregation constant
-    "grpo":        Objective(lambda r, cfg, state: centre(r) / (r.std(-1, keepdim=True) + 1e-6)),           # arXiv 2402.03300
+    "dr_grpo":     Objective(lambda r, cfg, state: centre(r), defaults=dict(aggregation="constant")),      # arXiv 2503.20783
+    "grpo":        Objective(grpo),                                                                        # arXiv 2402.03300
+    "maxrl":       Objective(lambda r, cfg, state: centre(r) / (r.mean(-1, keepdim=True) + 1e-6)),          # arXiv 2602.02710: log-mean-exp
+    "passk":       Objective(lambda r, cfg, state: pass_at_k_advantage(r, cfg.pass_k)),                    # arXiv 2505.15201
     "power":       Objective(lambda r, cfg, state: power_asym(r, cfg.alpha, 1.0)),                         # arXiv 2607.01490
     "asym":        Objective(lambda r, cfg, state: power_asym(r, 1.0, cfg.delta)),                         # arXiv 2607.01490
+    "power_asym":  Objective(lambda r, cfg, state: power_asym(r, cfg.alpha, cfg.delta)),                   # arXiv 2607.01490
     "fade":        Objective(lambda r, cfg, state: power_asym(r, *fade_schedule(state, cfg))),             # arXiv 2607.01490
-    "lad":         Objective(lambda r, cfg, state: OBJECTIVES["grpo"].advantage(r, cfg, state), lad),       # arXiv 2602.20132
+    "lad":         Objective(grpo, lad),                                                                   # arXiv 2602.20132
+    # LAD against the reference instead of pi_old, which moves and lets e^u compound: W = -f'(z), z = (pi_theta/pi_ref) e^(-u) of whole sequences
+    "lad_anchor":  Objective(lambda r, cfg, state: centre(policy_weights("lad", grpo(r, cfg, state) - cfg.eta * state["drift"], cfg)), needs=("ref",)),
+    "entadv":      Objective(grpo, entadv),                                                                # arXiv 2506.14758
+    "clip_cov":    Objective(grpo, clip_cov, local=False, defaults=dict(clip_low=1.0, clip_high=1.0)),     # arXiv 2505.22617
+    "kl_cov":      Objective(grpo, kl_cov, local=False),                                                   # arXiv 2505.22617
+    "flowrl":      Objective(grpo, flowrl, ("ref", "log_z"), local=False, defaults=dict(aggregation="sequence")),   # arXiv 2509.15207
 }
 
 def advantages(name, rewards, cfg, state):
     """Policy weights [B,G] of the rewards [B,G] of B groups. `state` is new_state()'s, kept by update_state()."""
     return OBJECTIVES[name].advantage(rewards, cfg, state)
 
-def policy_loss(name, logp, old_logp, adv, mask, cfg, seq=None):
+def sum_in_sequence(x, seq):
+    """Sum over each sequence, at each of its tokens: x is packed [N], seq [N] naming the sequence, or padded [B,T] (seq None)."""
+    return x.sum(-1, keepdim=True).expand_as(x) if seq is None else torch.zeros_like(x).index_add(0, seq, x)[seq]
+
+def policy_loss(name, logp, old_logp, adv, mask, cfg, seq=None, **more):
     """Loss of each token, not yet summed (token_scale() holds the denominators), and what is to be logged.
 
     logp, old_logp, mask: packed [N] with `seq` [N] naming each token's sequence, or padded [B,T]. adv: the same
-    shape, or [B] for the latter. Masked tokens get 0. With ratio = "sequence" every token of a sequence carries the
+    shape, or [B] for the latter. `more`: entropy, ref, log_z, where the objective needs them. Masked tokens get 0. With ratio = "sequence" every token of a sequence carries the
     sequence's loss, so that aggregation "sequence" is the mean of E_y [loss(y)]."""
     if adv.dim() < logp.dim():
         adv = adv.unsqueeze(-1)
     mask = mask.to(logp)
     log_ratio = (logp - old_logp) * mask
-    if cfg.ratio == "sequence":
-        if seq is None:
-            log_ratio = log_ratio.sum(-1, keepdim=True).expand_as(logp)
-        else:
-            log_ratio = torch.zeros_like(log_ratio).index_add(0, seq, log_ratio)[seq]
+    log_ratio = sum_in_sequence(log_ratio, seq) if cfg.ratio == "sequence" else log_ratio
     log_ratio = log_ratio.clamp(-20, 20)   # a ratio of e^20 is a broken run already; inf would hide which
-    loss, clipped = OBJECTIVES[name].loss(log_ratio, adv.expand_as(logp), cfg)
+    loss, clipped = OBJECTIVES[name].loss(log_ratio, adv.expand_as(logp), cfg, dict(more, logp=logp, old=old_logp, mask=mask, seq=seq))
     return loss * mask, {"ratio": (log_ratio.exp() * mask).detach(), "clipped": clipped * mask}
 
 def policy_weights(name, adv, cfg):
-    """W = -d loss / d log pi at rho = 1, the weight of each sample's score function in the first update: A for a policy
-    gradient, -f'(e^(-A/eta)) for LAD, so that both have a gradient mass."""
+    """W = -d loss / d log pi at rho = 1, the weight of each sample's score function in the first update: A for a policy gradient,
+    -f'(e^(-A/eta)) for LAD, 2 beta A for FlowRL (a response of one token, at pi = pi_ref, log Z = 0), so that all have a gradient mass."""
     x = torch.zeros_like(adv).unsqueeze(-1).requires_grad_()
-    loss, _ = policy_loss(name, x, x.detach(), adv.unsqueeze(-1), torch.ones_like(x), cfg)
+    none = torch.zeros_like(adv).unsqueeze(-1)
+    loss, _ = policy_loss(name, x, none, adv.unsqueeze(-1), torch.ones_like(x), cfg, entropy=none, ref=none, log_z=none)
     return -torch.autograd.grad(loss.sum(), x)[0].squeeze(-1)
 
 def k3(logp, ref_logp):
@@ -581,36 +648,56 @@ def logp_to_dlogits(logits, targets, temperature, lse, entropy, dlogp, dentropy)
     return d / temperature
 
 class FusedLogprob(torch.autograd.Function):
-    """Forward: 2 N H V flops for the logits. Backward: 2 NHV to form them again, 4 NHV for the two gradients."""
+    """2 NHV flops for the logits and 4 NHV for the two gradients. Where `gradient` can tell a token's d loss / d logp as soon as its logp
+    is there, both gradients are formed at once: 6 NHV. Else the backward forms the logits once more: 8 NHV."""
 
     @staticmethod
-    def forward(ctx, hidden, weight, targets, temperature, chunk):
-        parts = [logits_to_logp(matmul_fp32(h, weight.t()), t, temperature)
-                 for h, t in zip(hidden.split(chunk), targets.split(chunk))]
-        logp, entropy, lse = (torch.cat(x) for x in zip(*parts))
-        ctx.save_for_backward(hidden, weight, targets, lse, entropy)
-        ctx.temperature, ctx.chunk = temperature, chunk
+    def forward(ctx, hidden, weight, targets, temperature, chunk, gradient):
+        ctx.save_for_backward(hidden, weight, targets)
+        ctx.temperature, ctx.chunk, ctx.gradients = temperature, chunk, FusedLogprob.zeros(hidden, weight) if gradient else None
         ctx.set_materialize_grads(False)   # no entropy gradient, no work for it
+        out = []
+        for i in range(0, len(hidden), chunk):
+            part = slice(i, i + chunk)
+            logits = matmul_fp32(hidden[part], weight.t())
+            logp, entropy, lse = logits_to_logp(logits, targets[part], temperature)
+            out.append((logp, entropy, lse))
+            if gradient:
+                FusedLogprob.add(ctx, part, logits, hidden, weight, targets, lse, entropy, gradient(part, logp, entropy), None)
+            del logits
+        logp, entropy, ctx.lse = (torch.cat(x) for x in zip(*out))
+        ctx.entropy = entropy.detach()
         return logp, entropy
 
     @staticmethod
-    def backward(ctx, dlogp, dentropy):
-        hidden, weight, targets, lse, entropy = ctx.saved_tensors
-        dhidden = torch.empty_like(hidden)
-        dweight = torch.zeros_like(weight, dtype=lse.dtype)   # summed over chunks in fp32
-        dlogp = torch.zeros_like(lse) if dlogp is None else dlogp
-        for i in range(0, len(hidden), ctx.chunk):
-            part = slice(i, i + ctx.chunk)
-            dlogits = logp_to_dlogits(matmul_fp32(hidden[part], weight.t()), targets[part], ctx.temperature, lse[part],
-                                      entropy[part], dlogp[part], None if dentropy is None else dentropy[part]).to(hidden.dtype)
-            dhidden[part] = dlogits @ weight
-            dweight += matmul_fp32(dlogits.t(), hidden[part])
-        return dhidden, dweight.to(weight.dtype), None, None, None
+    def zeros(hidden, weight):
+        return torch.empty_like(hidden), torch.zeros_like(weight, dtype=torch.promote_types(weight.dtype, torch.float32))   # summed over chunks in fp32
 
-def fused_logprob(hidden, weight, targets, temperature=1.0, chunk=4096):
+    @staticmethod
+    def add(ctx, part, logits, hidden, weight, targets, lse, entropy, dlogp, dentropy):
+        """Add a chunk's share to the gradients (d hidden, d weight)."""
+        dlogits = logp_to_dlogits(logits, targets[part], ctx.temperature, lse, entropy, dlogp, dentropy).to(hidden.dtype)
+        ctx.gradients[0][part] = dlogits @ weight
+        ctx.gradients[1].add_(matmul_fp32(dlogits.t(), hidden[part]))
+
+    @staticmethod
+    def backward(ctx, dlogp, dentropy):
+        hidden, weight, targets = ctx.saved_tensors
+        if ctx.gradients is None:
+            ctx.gradients = FusedLogprob.zeros(hidden, weight)
+            dlogp = torch.zeros_like(ctx.lse) if dlogp is None else dlogp
+            for i in range(0, len(hidden), ctx.chunk):
+                part = slice(i, i + ctx.chunk)
+                FusedLogprob.add(ctx, part, matmul_fp32(hidden[part], weight.t()), hidden, weight, targets, ctx.lse[part], ctx.entropy[part],
+                                 dlogp[part], None if dentropy is None else dentropy[part])
+        return ctx.gradients[0], ctx.gradients[1].to(weight.dtype), None, None, None, None
+
+def fused_logprob(hidden, weight, targets, temperature=1.0, chunk=4096, gradient=None):
     """(log-prob [N], entropy [N]) in fp32 of targets [N] under softmax(hidden [N,H] @ weight [V,H]^T / temperature).
-    Memory beyond inputs and gradients: chunk x V fp32 logits, and one fp32 copy of the weight's gradient."""
-    return FusedLogprob.apply(hidden, weight, targets, temperature, chunk)
+    Memory beyond inputs and gradients: chunk x V fp32 logits, and one fp32 copy of the weight's gradient.
+    gradient(part, logp [C], entropy [C]) -> d loss / d logp [C] of the tokens in the slice `part`: must be what the loss's own
+    backward will send here, which is then not looked at; no gradient flows through the entropy."""
+    return FusedLogprob.apply(hidden, weight, targets, temperature, chunk, gradient)
 
 def naive_logprob(hidden, weight, targets, temperature=1.0):
     """The twin that fused_logprob is tested against: the same from whole logits."""
@@ -630,30 +717,45 @@ def turn_on_compile(cfg, device):
 # ==== 7. Model, sharding, packed micro-batches, the update =============================================================
 
 def packed_attention(module, query, key, value, attention_mask=None, scaling=None, dropout=0.0, sliding_window=None,
-                     cu_seqlens=None, max_seqlen=None, rows=None, **kwargs):
-    """Causal attention inside each sequence of one packed row: q, k, v [1, heads, N, D] -> [1, N, heads, D].
-    CUDA: torch's own varlen flash attention, no pad token anywhere. CPU: its twin, scattered to a padded
-    [sequences, heads, T, D] for the length of one sdpa (causal, so that the padding behind is never seen)."""
-    q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))   # [N, heads, D]
+                     cu_seqlens=None, max_seqlen=None, full=None, kept=None, **kwargs):
+    """Causal attention inside each sequence of one packed row: q, k, v [1, heads, N, D] -> [1, N, heads, D]. A prompt is in the row
+    once, whatever the number of its responses: `full` lays it before each of them, `kept` takes back one result a token.
+    CUDA: torch's own varlen flash attention, no pad token anywhere. CPU: its twin, one sdpa over [sequences, heads, max_seqlen, D];
+    the padding behind a sequence is never seen, causality hides it."""
+    take = lambda x, index: x if index is None else x.index_select(0, index)
+    q, k, v = (take(x[0].transpose(0, 1), full) for x in (query, key, value))   # [tokens of whole sequences, heads, D]
     if q.is_cuda:
         from torch.nn.attention.varlen import varlen_attn
         window = (sliding_window - 1 if sliding_window else -1, 0)   # (left, 0): causal
         out = varlen_attn(q, k, v, cu_seqlens, cu_seqlens, max_seqlen, max_seqlen, scale=scaling, window_size=window, enable_gqa=True)
     else:
-        S, mask = len(cu_seqlens) - 1, None
-        pad = lambda x: x.new_zeros(S * max_seqlen, *x.shape[1:]).index_copy(0, rows, x).view(S, max_seqlen, *x.shape[1:]).transpose(1, 2)
-        if sliding_window and sliding_window < max_seqlen:
-            mask = torch.ones(max_seqlen, max_seqlen, dtype=torch.bool).tril().triu(1 - sliding_window)
-        out = F.scaled_dot_product_attention(pad(q), pad(k), pad(v), attn_mask=mask, is_causal=mask is None, scale=scaling, enable_gqa=True)
-        out = out.transpose(1, 2).reshape(S * max_seqlen, *q.shape[1:])[rows]
-    return out[None], None
+        q, k, v = (x.view(-1, max_seqlen, *x.shape[1:]).transpose(1, 2) for x in (q, k, v))
+        mask = torch.ones(max_seqlen, max_seqlen, dtype=torch.bool).tril().triu(1 - sliding_window) if sliding_window else None
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, scale=scaling, enable_gqa=True)
+        out = out.transpose(1, 2).flatten(0, 1)
+    return take(out, kept)[None], None
 
-def logprob_forward(model, batch, temperature, chunk):
-    """The model's forward, whole: packed ids in, (logp, entropy) [N] of the response tokens out. The head is in here
-    because FSDP gathers a module's weights only inside that module's own forward."""
-    hidden = model.base_model(input_ids=batch["ids"], position_ids=batch["positions"], use_cache=False, cu_seqlens=batch["cu_seqlens"],
-                              max_seqlen=batch["max_seqlen"], rows=batch["rows"]).last_hidden_state[0]
-    return fused_logprob(hidden[batch["predict"]], model.lm_head.weight, batch["targets"], temperature, chunk)
+def logprob_forward(model, batch, temperature, chunk, gradient=None):
+    """The model's forward, whole: packed ids in, (logp, entropy, log_z) [N] of the response tokens out; log_z is None without such a
+    head. The heads are in here because FSDP gathers a module's weights only inside that module's own forward."""
+    hidden = model.base_model(input_ids=batch["ids"], position_ids=batch["positions"], use_cache=False,
+                              **{key: batch[key] for key in ("cu_seqlens", "max_seqlen", "full", "kept")}).last_hidden_state[0]
+    if not chunk:   # logits in fp32, their gradient in fp32 and in the model's type: 10 bytes at most for each
+        free = torch.cuda.mem_get_info()[0] if hidden.is_cuda else 2**32
+        chunk = min(max(free // 4 // (10 * model.lm_head.weight.shape[0]) // 256 * 256, 256), 4096)
+    logp, entropy = fused_logprob(hidden[batch["predict"]], model.lm_head.weight, batch["targets"], temperature, chunk, gradient)
+    log_z = None
+    if hasattr(model, "log_z"):   # of the mean hidden state of each prompt
+        inside = batch["in_prompt"][:, None]
+        mean = hidden.new_zeros(len(batch["lengths"]), hidden.shape[1]).index_add(0, batch["sample"], hidden * inside)
+        count = hidden.new_zeros(len(mean), 1).index_add(0, batch["sample"], inside.to(hidden))
+        log_z = model.log_z((mean / count.clamp_min(1))[batch["first"]])[batch["seq"], 0].float()
+    return logp, entropy, log_z
+
+def log_z_head(width):
+    """FlowRL's three layers from a prompt's mean hidden state to log Z (arXiv 2509.15207)."""
+    from torch.nn import GELU, LayerNorm, Linear, Sequential
+    return Sequential(Linear(width, width), GELU(), LayerNorm(width), Linear(width, width), GELU(), LayerNorm(width), Linear(width, 1))
 
 def build_model(folder, cfg, device, trainable=True):
     """A causal LM from a Hugging Face folder: fp32 weights, sharded, each rank reading only what it keeps.
@@ -671,6 +773,12 @@ def build_model(folder, cfg, device, trainable=True):
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="packed")
     if not hasattr(model, "lm_head") or model.lm_head.bias is not None:
         die(f"{folder}: {type(model).__name__} has no plain lm_head; a decoder-only model with a linear head is needed")
+    if trainable and "log_z" in OBJECTIVES[cfg.objective].needs:
+        with torch.random.fork_rng(devices=[]):   # small: made whole and alike on every rank, moved to its shards below
+            torch.manual_seed(cfg.seed)
+            initial = log_z_head(config.hidden_size).state_dict()
+        with torch.device("meta"):
+            model.log_z = log_z_head(config.hidden_size)
     if world() > 1 or device.type == "cuda":
         policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32) if device.type == "cuda" else MixedPrecisionPolicy()
         size = cfg.shard_size or world()
@@ -686,11 +794,14 @@ def build_model(folder, cfg, device, trainable=True):
         if hasattr(module, "inv_freq"):
             module._buffers.update(type(module)(config).to(device)._buffers)
     model.tie_weights()
-    weights = dict(model.named_parameters())   # tied weights appear once, as in the files
+    weights = {name: p for name, p in model.named_parameters() if not name.startswith("log_z.")}   # tied weights appear once, as in the files
     try:
         dcp.load(weights, storage_reader=HuggingFaceStorageReader(str(folder)))
     except (Exception, dcp.api.CheckpointException) as error:
         die(f"{folder}: its weights do not fit its config: {one_line(error)[-400:]}")
+    for name, p in model.log_z.named_parameters() if hasattr(model, "log_z") else ():
+        whole = initial[name].to(device)
+        p.data.copy_(dist.tensor.distribute_tensor(whole, p.device_mesh, p.placements) if hasattr(p, "full_tensor") else whole)
     model.requires_grad_(trainable).train(trainable)
     for module in model.modules():   # a log-prob is to be the same twice
         if isinstance(module, torch.nn.Dropout):
@@ -701,32 +812,36 @@ def build_model(folder, cfg, device, trainable=True):
     return model
 
 def pack(samples, device):
-    """One packed row of tokens, and everything about its response tokens, as tensors on the device.
+    """One packed row of tokens, and everything about its response tokens, as tensors on the device. Samples with the same prompt share it.
     A sample: prompt [ids], tokens [ids], behaviour [log-probs], adv, scale, and old/ref [log-probs] once known."""
-    prompt, length = [len(s["prompt"]) for s in samples], [len(s["tokens"]) for s in samples]
-    total = [a + b for a, b in zip(prompt, length)]
-    ends = torch.tensor(total).cumsum(0)
-    starts, max_seqlen = ends - torch.tensor(total), max(total)
-    each = torch.tensor(length)
-    seq = torch.repeat_interleave(torch.arange(len(samples)), each)
-    which = torch.arange(len(seq)) - torch.repeat_interleave(each.cumsum(0) - each, each)   # 0, 1, .. within each response
-    positions = torch.cat([torch.arange(n) for n in total])
+    prompt, length = (torch.tensor([len(s[key]) for s in samples]) for key in ("prompt", "tokens"))
+    seen, S = {}, torch.arange(len(samples))
+    first = torch.tensor([seen.setdefault(tuple(s["prompt"]), i) for i, s in enumerate(samples)])   # the sample whose prompt is in the row
+    owns, total = first == S, prompt + length
+    starts = (prompt * owns + length).cumsum(0) - (prompt * owns + length)   # in the row
+    after = starts + prompt * owns                                            # where the response starts
+    max_seqlen, shared, padded = int(total.max()), not bool(owns.all()), device.type != "cuda"
+    sample = torch.repeat_interleave(S, max_seqlen if padded else total)      # of whole sequences: each with its prompt
+    t = torch.arange(len(sample)) - torch.repeat_interleave((S if padded else total.cumsum(0) - total) * (max_seqlen if padded else 1), max_seqlen if padded else total)
+    in_prompt, inside = t < prompt[sample], t < total[sample]
+    full = torch.where(in_prompt, starts[first[sample]] + t, after[sample] + t - prompt[sample]) * inside
+    kept = (inside & (owns[sample] | ~in_prompt)).nonzero()[:, 0]
+    seq = torch.repeat_interleave(S, length)
+    which = torch.arange(len(seq)) - torch.repeat_interleave(length.cumsum(0) - length, length)   # 0, 1, .. within each response
     batch = dict(
-        ids=torch.tensor([[t for s in samples for t in (*s["prompt"], *s["tokens"])]]), positions=positions[None],
-        cu_seqlens=torch.cat([torch.zeros(1, dtype=torch.int64), ends]).to(torch.int32),
-        rows=torch.repeat_interleave(torch.arange(len(samples)), torch.tensor(total)) * max_seqlen + positions,   # for the CPU's attention
+        ids=torch.tensor([[t for s, own in zip(samples, owns.tolist()) for t in (*(s["prompt"] if own else ()), *s["tokens"])]]), positions=t[kept][None],
+        cu_seqlens=F.pad(total.cumsum(0), (1, 0)).to(torch.int32), full=full, kept=kept, sample=sample[kept], in_prompt=in_prompt[kept], first=first,
         targets=torch.tensor([t for s in samples for t in s["tokens"]]), seq=seq,
-        predict=(starts + torch.tensor(prompt) - 1)[seq] + which,   # the position whose hidden state predicts the token
+        predict=torch.where(which > 0, after[seq] + which - 1, (starts + prompt - 1)[first[seq]]),   # the position whose hidden state predicts the token
         behaviour=torch.tensor([x for s in samples for x in s["behaviour"]], dtype=torch.float32),
         adv=torch.tensor([s["adv"] for s in samples], dtype=torch.float32)[seq],
         scale=torch.tensor([s["scale"] for s in samples], dtype=torch.float32)[seq])
-    if device.type == "cuda":
-        batch = {k: v.pin_memory().to(device, non_blocking=True) for k, v in batch.items()}
+    if not padded:
+        batch = {k: v.pin_memory().to(device, non_blocking=True) for k, v in batch.items() if shared or k not in ("full", "kept")}
     for key in ("old", "ref"):
         if samples[0].get(key) is not None:
             batch[key] = torch.cat([s[key] for s in samples])
-    batch["max_seqlen"], batch["lengths"] = max_seqlen, length
-    return batch
+    return {"full": None, "kept": None} | batch | dict(max_seqlen=max_seqlen, lengths=length.tolist())
 
 def micro_batches(samples, cfg):
     """Lists of samples of about micro_tokens each, the same number on every rank (each makes a sharded forward)."""
@@ -744,8 +859,8 @@ def micro_batches(samples, cfg):
 def score_samples(model, key, samples, cfg, device):
     """samples[i][key] = [T] log-probs of its tokens under `model`, left on the device."""
     for bin_ in micro_batches(samples, cfg):
-        batch = pack([dict(s, old=None, ref=None) for s in bin_], device)
-        logp, _ = model(batch, cfg.temperature, cfg.head_chunk)
+        batch = pack([dict(s, old=None, ref=None, adv=0.0, scale=0.0) for s in bin_], device)
+        logp = model(batch, cfg.temperature, cfg.head_chunk)[0]
         for s, x in zip(bin_, logp.split(batch["lengths"])):
             s[key] = x
     if hasattr(model, "reshard"):
@@ -753,33 +868,39 @@ def score_samples(model, key, samples, cfg, device):
 
 STATS = ("loss", "entropy", "clipped", "tis_mean", "rollout_kl", "kl", "ratio_max")   # sums over tokens; the last a max
 
+def scaled_loss(cfg, batch, logp, entropy, log_z=None, part=slice(None)):
+    """The step's loss, summed over the response tokens `part` of a micro-batch, and their STATS after the first."""
+    at = lambda key: batch[key][part]
+    old = at("old") if "old" in batch else logp.detach()   # one update per batch: the old policy is this one
+    ref = at("ref") if "ref" in batch else logp.detach()
+    mask, drift = (at("scale") > 0).float(), old - at("behaviour")   # trainer against vLLM, same weights, same tokens
+    loss, info = policy_loss(cfg.objective, logp, old, at("adv"), mask, cfg, at("seq"), entropy=entropy.detach(), ref=ref, log_z=log_z)
+    tis, kl = drift.exp().clamp(max=cfg.tis_cap) if cfg.tis_cap else torch.ones_like(drift), k3(logp, ref)
+    stats = [(x * mask).sum() for x in (entropy, info["clipped"], tis, k3(at("behaviour"), old), kl)] + [info["ratio"].max()]
+    return ((loss * tis + cfg.kl_coef * kl) * at("scale")).sum(), stats
+
 def accumulate_gradient(model, samples, cfg, device):
     """Backward over one minibatch (this rank's share of it). Gradients end up summed over micro-batches and ranks.
     Returns {stat: its mean over the tokens}."""
     tokens, sequences = all_reduce([sum(len(s["tokens"]) for s in samples), len(samples)])
     for s, scale in zip(samples, token_scale(cfg, [len(s["tokens"]) for s in samples], tokens, sequences)):
         s["scale"] = scale
-    sharded, bins = hasattr(model, "set_requires_gradient_sync"), micro_batches(samples, cfg)
-    stats = torch.zeros(len(STATS), device=device)
+    sharded, bins, stats = hasattr(model, "set_requires_gradient_sync"), micro_batches(samples, cfg), []
     for i, bin_ in enumerate(bins):
         if sharded:
             model.set_requires_gradient_sync(cfg.reduce_each or i == len(bins) - 1)
         batch = pack(bin_, device)
-        logp, entropy = model(batch, cfg.temperature, cfg.head_chunk)
-        old = batch.get("old", logp.detach())   # one update per batch: the old policy is this one
-        mask = (batch["scale"] > 0).float()
-        loss, info = policy_loss(cfg.objective, logp, old, batch["adv"], mask, cfg, batch["seq"])
-        drift = old - batch["behaviour"]        # trainer against vLLM, same weights, same tokens
-        tis = drift.exp().clamp(max=cfg.tis_cap) if cfg.tis_cap else torch.ones_like(drift)
-        kl = k3(logp, batch.get("ref", logp.detach()))
-        loss = loss * tis + cfg.kl_coef * kl
-        total = (loss * batch["scale"]).sum()
-        (total * world()).backward()            # FSDP averages over ranks; the scale holds the global denominator
-        with torch.no_grad():
-            sums = torch.stack([(x * mask).sum() for x in (entropy, info["clipped"], tis, k3(batch["behaviour"], old), kl)])
-            stats = torch.cat([stats[:1] + total.detach(), stats[1:6] + sums, torch.maximum(stats[6:], info["ratio"].max()[None])])
-    stats = stats.tolist()
-    summed, top = all_reduce(stats[:-1]), all_reduce(stats[-1:], "max")
+        def gradient(part, logp, entropy):   # of scaled_loss, known as soon as logp is
+            with torch.enable_grad():
+                logp = logp.detach().requires_grad_()
+                return torch.autograd.grad(world() * scaled_loss(cfg, batch, logp, entropy, part=part)[0], logp)[0]
+        local = OBJECTIVES[cfg.objective].local and cfg.ratio == "token"
+        logp, entropy, log_z = model(batch, cfg.temperature, cfg.head_chunk, gradient if local else None)
+        loss, rest = scaled_loss(cfg, batch, logp, entropy, log_z)
+        (loss * world()).backward()              # FSDP averages over ranks; the scale holds the global denominator
+        stats.append(torch.stack([loss, *rest]).detach())
+    stats = torch.stack(stats)
+    summed, top = all_reduce(stats[:, :-1].sum(0).tolist()), all_reduce([stats[:, -1].max().item()], "max")
     return dict(zip(STATS, summed[:1] + [x / max(tokens, 1) for x in summed[1:]] + top))
 
 def optimizer_step(model, optimizer, cfg):
@@ -790,6 +911,20 @@ def optimizer_step(model, optimizer, cfg):
         optimizer.step()
     optimizer.zero_grad()
     return norm
+
+@torch.no_grad()
+def rank_one_share(weight, optimizer):
+    """Share of the squared norm of Adam's last update of the head that its leading singular direction holds: FADE's second sign of
+    collapse (arXiv 2607.01490). Eight power iterations, a lower bound. Tied weights: the embedding's update is in it."""
+    if not (moments := optimizer.state.get(weight)):
+        return 0.0
+    mean, square = (moments[key].to_local() if hasattr(moments[key], "to_local") else moments[key] for key in ("exp_avg", "exp_avg_sq"))
+    update = mean / (square.sqrt() + 1e-8)                    # [V/ranks, H]
+    x = update[:1].sum(0) if len(update) else mean.new_ones(weight.shape[1])
+    for _ in range(8):
+        x = x.new_tensor(all_reduce((update.t() @ (update @ x)).tolist()))
+        x /= x.norm().clamp_min(1e-30)
+    return (lambda a, b: a / max(b, 1e-30))(*all_reduce([(update @ x).square().sum().item(), update.square().sum().item()]))
 
 # ==== 8. Logging and checkpoints =======================================================================================
 
@@ -811,7 +946,7 @@ def rewind(cfg, step):
             path.with_suffix(".tmp").write_text("".join(lines))
             path.with_suffix(".tmp").rename(path)
 
-def save_checkpoint(cfg, model, optimizer, progress):
+def save_checkpoint(cfg, model, optimizer, anchor, progress):
     """checkpoints/step_N, sharded: weights and Adam's moments as safetensors (no pickle), the rest as JSON. It is written
     under a temporary name and renamed, so that a folder of the final name is whole."""
     import torch.distributed.checkpoint as dcp
@@ -821,7 +956,7 @@ def save_checkpoint(cfg, model, optimizer, progress):
     if rank() == 0:
         shutil.rmtree(temporary, ignore_errors=True)
     dist.barrier()
-    dcp.save(checkpoint_tensors(model, optimizer), storage_writer=HuggingFaceStorageWriter(str(temporary), save_distributed=True))
+    dcp.save(checkpoint_tensors(model, optimizer, anchor), storage_writer=HuggingFaceStorageWriter(str(temporary), save_distributed=True))
     if rank() == 0:
         updates = next((int(s["step"]) for s in optimizer.state.values()), 0)
         (temporary / "state.json").write_text(json.dumps(dict(progress, updates=updates, model=cfg.model, objective=cfg.objective, data=cfg.data, seed=cfg.seed)))
@@ -831,10 +966,11 @@ def save_checkpoint(cfg, model, optimizer, progress):
             shutil.rmtree(old)
     dist.barrier()
 
-def checkpoint_tensors(model, optimizer):
-    """{name: weight} and {moment.name: Adam's}, the very tensors: saved from, and loaded into."""
+def checkpoint_tensors(model, optimizer, anchor):
+    """{name: weight}, {moment.name: Adam's} and {anchor.name: a moving reference's}, the very tensors: saved from, and loaded into."""
     tensors = dict(model.named_parameters())
-    return tensors | {f"{moment}.{name}": optimizer.state[p][moment] for name, p in tensors.items() for moment in ("exp_avg", "exp_avg_sq") if optimizer.state[p]}
+    moved = {f"anchor.{name}": p for name, p in anchor.named_parameters()} if anchor is not None else {}
+    return tensors | moved | {f"{moment}.{name}": optimizer.state[p][moment] for name, p in tensors.items() for moment in ("exp_avg", "exp_avg_sq") if optimizer.state[p]}
 
 def checkpoints(cfg):
     """The whole checkpoints of the run, oldest first."""
@@ -851,13 +987,13 @@ def find_checkpoint(cfg):
             die(f"{path} was trained with {key} = {saved[key]!r}, this run has {getattr(cfg, key)!r}: give another --out")
     return path, saved
 
-def load_checkpoint(path, saved, model, optimizer):
+def load_checkpoint(path, saved, model, optimizer, anchor):
     """Fill model and optimizer in place, for any number of ranks."""
     import torch.distributed.checkpoint as dcp
     from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
     for p in model.parameters() if saved["updates"] else ():
         optimizer.state[p] = dict(step=torch.tensor(float(saved["updates"]), device=p.device), exp_avg=torch.zeros_like(p), exp_avg_sq=torch.zeros_like(p))
-    dcp.load(checkpoint_tensors(model, optimizer), storage_reader=HuggingFaceStorageReader(str(path)))
+    dcp.load(checkpoint_tensors(model, optimizer, anchor), storage_reader=HuggingFaceStorageReader(str(path)))
 
 def export(cfg, model, tokenizer, folder):
     """out/hf: a save_pretrained folder that transformers, vLLM and eval.py load."""
@@ -872,36 +1008,6 @@ def export(cfg, model, tokenizer, folder):
         shell.save_pretrained(Path(cfg.out) / "hf", state_dict=weights)
         tokenizer.save_pretrained(Path(cfg.out) / "hf")
     dist.barrier()
-
-def draw_plot(out):
-    """plot.png from metrics.jsonl: reward, entropy, held-out pass@k and distinct answers, gradient masses."""
-    import matplotlib
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-    lines = [json.loads(line) for line in open(out / "metrics.jsonl")]
-    train, evals = [x for x in lines if "loss" in x], [x for x in lines if "eval/pass@1" in x]
-    fig, axes = plt.subplots(2, 2, figsize=(10, 6.5), sharex=True)
-    passes = [k for k in (evals[0] if evals else ()) if k.startswith("eval/pass@")]
-    panels = [("training reward", train, {"reward": "reward"} | ({"solve_rate": "solve rate"} if any(x["reward"] != x["solve_rate"] for x in train) else {})), ("token entropy (nats)", train, {"entropy": "entropy"}),
-              ("held-out prompts", evals, {k: k[5:] for k in passes}), ("gradient mass", train, {"mass_success": "success, m_S", "mass_failure": "failure, m_F"})]
-    for ax, (title, data, series) in zip(axes.flat, panels):
-        for key, label in series.items():
-            ax.plot([x["step"] for x in data], [x[key] for x in data], "o-" if data is evals else "-", label=label)
-        ax.set(title=title, ylim=(0, 1) if data is evals else None)
-        ax.grid(alpha=0.3)
-    if evals:
-        twin = axes[1, 0].twinx()
-        axes[1, 0].plot([], [], "s--", color="tab:green", label="distinct right answers to a prompt (right axis)")
-        twin.plot([x["step"] for x in evals], [x["eval/distinct"] for x in evals], "s--", color="tab:green")
-        twin.set_ylim(bottom=0)
-    for ax in axes.flat:
-        ax.legend(fontsize=8) if ax.get_legend_handles_labels()[0] else None
-        ax.xaxis.get_major_locator().set_params(integer=True)
-    fig.supxlabel("rollout batch", fontsize=10)
-    fig.suptitle(f"{out.name} ({lines[-1]['objective']})")
-    fig.tight_layout()
-    fig.savefig(out / "plot.png", dpi=120)
-    plt.close(fig)
 
 # ==== 9. main: set-up, then the loop ===================================================================================
 
@@ -957,7 +1063,11 @@ def set_advantages(groups, drawn, cfg, state):
     tokens = int(sums["response_tokens"] + sums.pop("prompt_tokens"))
     batch = {key: value / sums["samples"] for key, value in sums.items() if key != "samples"}
     rewards = torch.tensor([[s["reward"] for s in g] for g in groups], dtype=torch.float64).reshape(-1, cfg.group)
-    adv = advantages(cfg.objective, rewards, cfg, state)
+    drift = {}
+    if "ref" in OBJECTIVES[cfg.objective].needs:
+        policy = lambda s: s["old"] if "old" in s else s["ref"].new_tensor(s["behaviour"])   # with one update a batch, nobody scored pi_old
+        drift["drift"] = torch.stack([(policy(s) - s["ref"]).sum() for g in groups for s in g]).to("cpu", torch.float64).view(rewards.shape)
+    adv = advantages(cfg.objective, rewards, cfg, state | drift)
     for s, a in zip((s for g in groups for s in g), adv.flatten().tolist()):
         s.update(adv=a, scale=1.0)
     weight, success = policy_weights(cfg.objective, adv, cfg).abs(), torch.tensor([[s["correct"] > 0.5 for s in g] for g in groups]).reshape(adv.shape)
@@ -976,8 +1086,9 @@ def stopwatch():
 
 def report(out, objective):
     """Draw plot.png; print where it is, and a row of a markdown table before and after training."""
-    draw_plot(out)
-    evals = [x for x in map(json.loads, open(out / "metrics.jsonl")) if "eval/pass@1" in x]
+    import plot
+    plot.draw([out], out / "plot.png")
+    evals = plot.read(out)[1]
     print(f"\nrun       {out}/plot.png drawn, weights in {out}/hf\n")
     if evals:
         keys = [k for k in evals[0] if k.startswith("eval/")]
@@ -1014,11 +1125,12 @@ def main(argv):
                 shutil.copy(module.__file__, out / "source")
     llm = start_vllm(cfg, folder, device)
     model = build_model(folder, cfg, device)
-    reference = build_model(folder, cfg, device, trainable=False) if cfg.kl_coef else None
+    reference = build_model(folder, cfg, device, trainable=False) if cfg.kl_coef or "ref" in OBJECTIVES[cfg.objective].needs else None
     turn_on_compile(cfg, device)
-    optimizer = torch.optim.AdamW(model.parameters(), cfg.lr, (0.9, cfg.beta2), weight_decay=cfg.weight_decay, fused=device.type == "cuda")
+    optimizer = torch.optim.AdamW(model.parameters(), cfg.lr, (0.9, cfg.beta2), weight_decay=cfg.weight_decay, fused=True)
+    anchor = reference if cfg.ref_every else None   # one that moves is part of the checkpoint
     if checkpoint:
-        load_checkpoint(checkpoint, saved, model, optimizer)
+        load_checkpoint(checkpoint, saved, model, optimizer, anchor)
     done, position, state, skipped = saved.get("step", 0), saved.get("position", 0), saved.get("state", new_state()), saved.get("skipped", 0)
     rewind(cfg, done if done else -1)
     print0(f"run       {out}: {cfg.objective}, {sum(p.numel() for p in model.parameters()):,} parameters, {world()} x {device.type}, {done} of {cfg.steps} steps done")
@@ -1041,28 +1153,33 @@ def main(argv):
                 lap("sync")
                 groups, drawn, position = collect(llm, cfg, tokenizer, verifier, rows, position, step, lap)
 
+            # Log-probs under the policies that stay as they are: pi_old, only where it will differ from pi_theta, and the reference
+            samples = [s for g in groups for s in g]
+            for key, policy in (("old", model if cfg.minibatches * cfg.epochs > 1 else None), ("ref", reference)):
+                if policy is not None:
+                    score_samples(policy, key, samples, cfg, device)
+
             # Advantages, from the rewards and the running statistics
             metrics = set_advantages(groups, drawn, cfg, state)
 
-            # Updates: `epochs` passes of `minibatches` optimizer steps. pi_old is scored once, and only if it will differ from pi_theta
-            samples = [s for g in groups for s in g if not (s["truncated"] and cfg.overlong == "mask")]
-            lap("reward")
-            if cfg.minibatches * cfg.epochs > 1:
-                score_samples(model, "old", samples, cfg, device)
-            if reference is not None:
-                score_samples(reference, "ref", samples, cfg, device)
+            # Updates: `epochs` passes of `minibatches` optimizer steps
+            samples = [s for s in samples if not (s["truncated"] and cfg.overlong == "mask")]
             lr = optimizer.param_groups[0]["lr"] = cfg.lr * min(1.0, step / max(cfg.warmup, 1))
             stats, norms, M = [], [], cfg.minibatches
             for i in [*range(M)] * cfg.epochs:
                 stats.append(accumulate_gradient(model, samples[i * len(samples) // M: (i + 1) * len(samples) // M], cfg, device))
                 norms.append(optimizer_step(model, optimizer, cfg))
+            if anchor is not None and step % cfg.ref_every == 0:
+                for new, p in zip(model.parameters(), anchor.parameters()):
+                    p.data.copy_(new.data)
             lap("train")
 
             # The rest is diagnostics
             finite = [x for x in norms if math.isfinite(x)]
             seconds, skipped = time.time() - began, skipped + len(norms) - len(finite)
             metrics = dict(step=step, objective=cfg.objective, lr=lr, **metrics, **{k: sum(s[k] for s in stats) / len(stats) for k in STATS if k != "ratio_max"},
-                           ratio_max=max(s["ratio_max"] for s in stats), grad_norm=sum(finite) / max(len(finite), 1), skipped=skipped, seconds=seconds, **clock,
+                           ratio_max=max(s["ratio_max"] for s in stats), grad_norm=sum(finite) / max(len(finite), 1), skipped=skipped,
+                           rank_one=rank_one_share(model.lm_head.weight, optimizer), seconds=seconds, **clock,
                            tokens_per_second=metrics["tokens"] / seconds,
                            memory_gb=torch.cuda.max_memory_allocated() / 1e9 if device.type == "cuda" else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6)
             append(cfg, "metrics.jsonl", **metrics)
@@ -1082,7 +1199,7 @@ def main(argv):
                 print0(f"  trained on  {s['row']['prompt'][-60:]!r} -> {s['text'][:80]!r}  reward {s['reward']:g}")
         stopping = int(all_reduce([stop[0][0] if stop else 0], "max")[0])
         if step > done and (stopping or step == cfg.steps or (cfg.checkpoint_every and step % cfg.checkpoint_every == 0)):
-            save_checkpoint(cfg, model, optimizer, dict(step=step, state=state, position=position, skipped=skipped))
+            save_checkpoint(cfg, model, optimizer, anchor, dict(step=step, state=state, position=position, skipped=skipped))
         if stopping and step < cfg.steps:
             print0(f"run       stopped by a signal after step {step}; go on with: python {sys.argv[0]} --resume {out}")
             raise SystemExit(128 + stopping)

@@ -87,22 +87,26 @@ def test_sharded_load_of_tied_weights(tiny, tmp_path):
     launch(["tests/worker.py", "load", tiny["model"], tmp_path], 2)
 
 
+def packed_inputs(D, dtype):
+    """q, k, v of a packed row of three sequences of 5, 1 and 7 tokens, the last of which has the first two tokens of the first: rows 0..1 are shared."""
+    torch.manual_seed(0)
+    batch = lad.pack([sample([3, 4], [5, 6, 7]), sample([8], []), sample([3, 4], [1, 2, 3, 4, 5])], torch.device("cpu"))
+    heads, kv, N = 4, 2, batch["ids"].shape[1]
+    assert N == 11 and batch["cu_seqlens"].tolist() == [0, 5, 6, 13] and batch["max_seqlen"] == 7
+    members = [[0, 1, 2, 3, 4], [5], [0, 1, 6, 7, 8, 9, 10]]
+    return [torch.randn(1, h, N, D, dtype=dtype) for h in (heads, kv, kv)], batch, members
+
+
 @pytest.mark.parametrize("window", [None, 3])
 def test_packed_attention_is_causal_inside_each_sequence(window):
-    torch.manual_seed(0)
-    lengths, heads, kv, D = [5, 1, 7], 4, 2, 8
-    N = sum(lengths)
-    q, k, v = (torch.randn(1, h, N, D, dtype=torch.float64) for h in (heads, kv, kv))
-    cu = torch.tensor([0, 5, 6, 13], dtype=torch.int32)
-    rows = torch.tensor([s * 7 + t for s, n in enumerate(lengths) for t in range(n)])
-    got, _ = lad.packed_attention(None, q, k, v, scaling=0.3, sliding_window=window, cu_seqlens=cu, max_seqlen=7, rows=rows)
-    want = torch.zeros(1, N, heads, D, dtype=torch.float64)
-    for s in range(3):
-        for i in range(cu[s], cu[s + 1]):
-            first = max(cu[s], i - window + 1) if window else cu[s]
-            for h in range(heads):
-                a = torch.softmax(0.3 * k[0, h // 2, first:i + 1] @ q[0, h, i], 0)
-                want[0, i, h] = a @ v[0, h // 2, first:i + 1]
+    (q, k, v), batch, members = packed_inputs(8, torch.float64)
+    got, _ = lad.packed_attention(None, q, k, v, scaling=0.3, sliding_window=window, **{key: batch[key] for key in ("cu_seqlens", "max_seqlen", "full", "kept")})
+    want = torch.zeros(1, 11, 4, 8, dtype=torch.float64)
+    for tokens in members:
+        for place, i in enumerate(tokens):
+            seen = tokens[max(0, place - window + 1) if window else 0: place + 1]
+            for h in range(4):
+                want[0, i, h] = torch.softmax(0.3 * k[0, h // 2, seen] @ q[0, h, i], 0) @ v[0, h // 2, seen]
     torch.testing.assert_close(got, want)
 
 
@@ -111,10 +115,30 @@ def sample(prompt, tokens, **more):
 
 
 def test_pack_by_hand():
-    batch = lad.pack([sample([5, 6], [7, 8, 9]), sample([4], [3])], torch.device("cpu"))
-    assert batch["ids"].tolist() == [[5, 6, 7, 8, 9, 4, 3]] and batch["positions"].tolist() == [[0, 1, 2, 3, 4, 0, 1]]
-    assert batch["targets"].tolist() == [7, 8, 9, 3] and batch["predict"].tolist() == [1, 2, 3, 5] and batch["seq"].tolist() == [0, 0, 0, 1]
-    assert batch["cu_seqlens"].tolist() == [0, 5, 7] and batch["rows"].tolist() == [0, 1, 2, 3, 4, 5, 6]
+    batch = lad.pack([sample([5, 6], [7, 8, 9]), sample([4], [3]), sample([5, 6], [1, 2])], torch.device("cpu"))
+    assert batch["ids"].tolist() == [[5, 6, 7, 8, 9, 4, 3, 1, 2]] and batch["positions"].tolist() == [[0, 1, 2, 3, 4, 0, 1, 2, 3]]
+    assert batch["targets"].tolist() == [7, 8, 9, 3, 1, 2] and batch["predict"].tolist() == [1, 2, 3, 5, 1, 7] and batch["seq"].tolist() == [0, 0, 0, 1, 2, 2]
+    assert batch["cu_seqlens"].tolist() == [0, 5, 7, 11] and batch["first"].tolist() == [0, 1, 0] and batch["lengths"] == [3, 1, 2]
+    assert batch["full"].tolist() == [0, 1, 2, 3, 4, 5, 6, 0, 0, 0, 0, 1, 7, 8, 0]   # padded to 5 on the CPU; the third sequence begins with tokens 0, 1
+    assert batch["kept"].tolist() == [0, 1, 2, 3, 4, 5, 6, 12, 13]
+    assert batch["sample"].tolist() == [0, 0, 0, 0, 0, 1, 1, 2, 2] and batch["in_prompt"].tolist() == [True, True, False, False, False, True, False, False, False]
+
+
+def test_a_shared_prompt_changes_nothing(random_model):
+    """Log-probs and gradients with the prompt once in the row, and with it before every response."""
+    device, tokens = torch.device("cpu"), [[5, 6, 7], [8], [9, 10, 11, 12], [4, 4]]
+    model = lad.build_model(random_model, CFG, device)
+    def run(batches):
+        out = torch.cat([model(lad.pack(b, device), 0.7, 4)[0] for b in batches])
+        (out * torch.arange(1.0, 11.0)).sum().backward()
+        grads = {n: p.grad.clone() for n, p in model.named_parameters()}
+        model.zero_grad()
+        return out, grads
+    samples = [sample([3, 1, 2], t) for t in tokens]
+    (together, g), (apart, h) = run([samples]), run([[s] for s in samples])
+    assert lad.pack(samples, device)["ids"].shape[1] == 3 + 10
+    torch.testing.assert_close(together, apart, rtol=1e-5, atol=1e-5)
+    assert distance(g, h) < 1e-5
 
 
 def test_micro_batches_are_balanced_and_lose_nothing():
@@ -158,10 +182,10 @@ def test_logits_that_the_head_cannot_do_are_refused(random_model, tmp_path, caps
 
 @pytest.mark.gpu
 def test_packed_attention_on_the_gpu_equals_its_cpu_twin():
-    torch.manual_seed(0)
-    q, k, v = (torch.randn(1, h, 13, 64) for h in (4, 2, 2))
-    cu, rows = torch.tensor([0, 5, 6, 13], dtype=torch.int32), torch.tensor([s * 7 + t for s, n in enumerate((5, 1, 7)) for t in range(n)])
+    (q, k, v), batch, _ = packed_inputs(64, torch.float32)
+    gpu = lad.pack([sample([3, 4], [5, 6, 7]), sample([8], []), sample([3, 4], [1, 2, 3, 4, 5])], torch.device("cuda"))
+    keys = ("cu_seqlens", "max_seqlen", "full", "kept")
     for window in (None, 3):
-        want, _ = lad.packed_attention(None, q, k, v, scaling=0.2, sliding_window=window, cu_seqlens=cu, max_seqlen=7, rows=rows)
-        got, _ = lad.packed_attention(None, *(x.cuda().bfloat16() for x in (q, k, v)), scaling=0.2, sliding_window=window, cu_seqlens=cu.cuda(), max_seqlen=7)
+        want, _ = lad.packed_attention(None, q, k, v, scaling=0.2, sliding_window=window, **{key: batch[key] for key in keys})
+        got, _ = lad.packed_attention(None, *(x.cuda().bfloat16() for x in (q, k, v)), scaling=0.2, sliding_window=window, **{key: gpu[key] for key in keys})
         torch.testing.assert_close(got.float().cpu(), want, rtol=2e-2, atol=2e-2)
