@@ -24,6 +24,7 @@ if __name__ == "__main__":   # read by OpenMP and by vLLM when they are imported
 import numpy as np
 from tqdm import tqdm
 import lad, verify
+from settings import checked, did_you_mean
 from lad import pass_at_k, print0   # pass_at_k: for whoever imports this file
 HERE, CACHE, CODEFORCES = Path(__file__).resolve().parent, Path("~/.cache/lad").expanduser(), "https://codeforces.com/api"
 # FlowRL's evaluation scripts, whose models and benchmarks are LAD's: temperature 0.6, top-p 0.95, 2,048 + 8,192 tokens. FADE: --temperature 1 --top_p 1
@@ -49,9 +50,9 @@ def parse(argv, benches):
         parser.add_argument(f"--{name}", type=type(default), default=default, help=f"{help} (default {default!r})")
     for key in SHARED: parser.add_argument(f"--{key}", help=lad.KNOBS[key].metadata["help"].replace("%", "%%"))
     args = parser.parse_args(argv)
-    args.knobs = {key: lad.check_value(key, value, "command line") for key in SHARED if (value := getattr(args, key)) is not None}
+    args.knobs = checked({key: value for key in SHARED if (value := getattr(args, key)) is not None}, "command line", lad.KNOBS, die)
     for name in set(args.bench.split(",")) - set(benches):
-        die(f"--bench {name}: no such benchmark{lad.did_you_mean(name, benches)}")
+        die(f"--bench {name}: no such benchmark{did_you_mean(name, benches)}")
     return args if args.n >= 1 and args.limit >= 0 else die(f"--n {args.n} --limit {args.limit}: expected at least 1 and 0")
 
 # ==== 1. Benchmarks: rows from a local file or the hub, by the tables of configs.toml ===================================
@@ -60,7 +61,7 @@ def read_tables():
     tables = tomllib.loads((HERE / "configs.toml").read_text())["bench"]
     benches, templates = ({k: v for k, v in tables.items() if isinstance(v, kind)} for kind in (dict, str))
     for name, key in ((name, key) for name, table in benches.items() for key in [*table, *table.get("local", {})] if key not in FIELDS + SHARED):
-        die(f"configs.toml, [bench.{name}]: unknown key {key!r}{lad.did_you_mean(key, FIELDS + SHARED)}")
+        die(f"configs.toml, [bench.{name}]: unknown key {key!r}{did_you_mean(key, FIELDS + SHARED)}")
     return benches, templates
 
 def read_bench(name, table, data):
@@ -453,7 +454,7 @@ def main(argv):
     out, wanted, used = Path(args.out), {}, False
     if args.models:
         tables = {name: benches[name] | args.knobs for name in args.bench.split(",")}
-        knobs = {name: {k: lad.check_value(k, v, f"configs.toml, [bench.{name}]") for k, v in table.items() if k in SHARED} for name, table in tables.items()}
+        knobs = {name: checked({k: v for k, v in table.items() if k in SHARED}, f"configs.toml, [bench.{name}]", lad.KNOBS, die) for name, table in tables.items()}
         problems = {name: load_problems(name, table, templates, args.data, args.limit) for name, table in tables.items()}
         cfg = lad.Config(**DEFAULTS | args.knobs | dict(prompts=int(os.environ.get("WORLD_SIZE", 1))))
         cfg.config = "eval.py"

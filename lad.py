@@ -33,7 +33,7 @@ Conventions: B prompts, G responses to each, T tokens, N packed tokens, H hidden
 one prompt with its verifiable truth. Log-probabilities are in nats, at the sampling temperature; those of the policy that wrote
 the responses are "old" if the trainer scored them and "behaviour" if vLLM did.
 """
-import contextlib, dataclasses, datetime, difflib, json, logging, math, os, resource, shutil, signal, sys, time, tomllib, warnings, zlib
+import contextlib, dataclasses, datetime, json, logging, math, os, resource, shutil, signal, sys, time, warnings, zlib
 from dataclasses import dataclass
 from functools import partial, reduce
 from pathlib import Path
@@ -147,7 +147,6 @@ class Config:
     eval_prompts: int = knob(0, "held-out prompts used, the first of them; 0: all", 0)
     checkpoint_every: int = knob(20, "steps; 0: only at the end", 0)
     checkpoint_keep: int = knob(2, "checkpoints kept, the newest", 1)
-    wandb: str = knob("", "Weights & Biases project; empty: none")
 
 KNOBS = {f.name: f for f in dataclasses.fields(Config)}
 
@@ -159,83 +158,16 @@ def die(message):
 def one_line(error):
     return " ".join((str(error) or repr(error)).split())[:400]
 
-def did_you_mean(word, words):
-    close = difflib.get_close_matches(word, list(words), 1)
-    return f"; did you mean {close[0]!r}?" if close else f"; one of: {', '.join(words)}" if len(words) < 30 else "; --help lists them"
-
-def check_value(key, value, where):
-    """`value` as the type and in the range that the knob asks for, or one clear line."""
-    if key not in KNOBS:
-        die(f"{where}: unknown key {key!r}{did_you_mean(key, KNOBS)}")
-    kind, low, high, choices = KNOBS[key].type, *(KNOBS[key].metadata[k] for k in ("low", "high", "choices"))
-    if isinstance(value, str) and kind is not str:   # from the command line
-        try:
-            value = {"true": True, "false": False}[value.lower()] if kind is bool else kind(value)
-        except (ValueError, KeyError):
-            pass
-    if kind is float and type(value) is int:
-        value = float(value)
-    if type(value) is not kind:
-        die(f"{where}: {key} = {value!r}: expected {kind.__name__}" + ", true or false" * (kind is bool))
-    choices = OBJECTIVES if key == "objective" else choices
-    if choices and value not in choices:
-        die(f"{where}: {key} = {value!r}{did_you_mean(value, choices)}")
-    if kind in (int, float) and not ((low is None or value >= low) and (high is None or value <= high)):
-        die(f"{where}: {key} = {value!r}: expected {'' if low is None else f'at least {low}'}{'' if high is None else f', at most {high}'}")
-    return value
-
-def read_preset(name):
-    """{key: value} of a table of configs.toml, or of the .toml file that `name` is the path of."""
-    path = Path(name) if name.endswith(".toml") else HERE / "configs.toml"
-    try:
-        text = path.read_text()
-        table = tomllib.loads(text)
-    except (OSError, tomllib.TOMLDecodeError) as error:
-        die(f"{path}: {error}")
-    if path == HERE / "configs.toml":
-        if name not in table:
-            die(f"{path}: no preset {name!r}{did_you_mean(name, table)}")
-        table = table[name]
-    lines = [line.split("=")[0].split("#")[0].strip() for line in text.splitlines()]   # tomllib keeps no line numbers; a person needs them
-    start = lines.index(f"[{name}]") if f"[{name}]" in lines else 0
-    return {key: check_value(key, value, f"{path}, line {lines.index(key, start) + 1 if key in lines[start:] else start + 1}") for key, value in table.items()}
-
-def show_help():
-    print(__doc__, "\nflags:\n  --config NAME     preset in configs.toml, or a .toml file (default: the values below)\n"
-          "  --resume [DIR]    go on from the newest checkpoint of that run (default: of --out)\n"
-          f"  --objective NAME  {', '.join(OBJECTIVES)}\n\nknobs (--key value):")
-    for name, f in KNOBS.items():
-        choices = f" [{'|'.join(f.metadata['choices'])}]" if f.metadata["choices"] else ""
-        print(f"  --{name} {f.type.__name__} = {f.default!r}{choices}\n        {f.metadata['help']}")
-    raise SystemExit(0)
-
 def load_config(argv):
     """Config from `--key value` flags (argv has no program name), over a preset, over the defaults. Bad input prints one line with
-    file, line, key, value and what was expected, and exits with code 2. `config` (the preset) and `resume` become attributes."""
-    argv, flags = list(argv), {}
-    while argv:
-        flag = argv.pop(0)
-        if flag in ("--help", "-h"):
-            show_help()
-        flag, _, value = flag.partition("=")
-        if not flag.startswith("--"):
-            die(f"expected --key value, not {flag!r}")
-        if not _:
-            takes_none = flag == "--resume" and (not argv or argv[0].startswith("--"))
-            if not argv and not takes_none:
-                die(f"{flag} needs a value")
-            value = "" if takes_none else argv.pop(0)
-        flags[flag[2:].replace("-", "_")] = value
-    name, resume = flags.pop("config", "default"), flags.pop("resume", None)
-    if resume == "" and name == "default" and "out" not in flags:
-        die("--resume needs the folder of the run, or the flags that it was started with")
-    if resume:
-        flags.setdefault("out", resume)
-        name = str(Path(resume) / "config.toml")
-    values = {} if name == "default" else read_preset(name)
-    values |= {key: check_value(key, value, "command line") for key, value in flags.items()}
+    file, line, key, value and what was expected, and exits with code 2. `config` (the preset), `resume` and `plan` become attributes."""
+    import settings
+    try:
+        name, values, resume, plan = settings.read(argv, KNOBS, OBJECTIVES, __doc__)
+    except ValueError as error:
+        die(error)
     cfg = Config(**OBJECTIVES[values.get("objective", Config.objective)].defaults | values)
-    cfg.config, cfg.resume = Path(name).parent.name if name.endswith(".toml") else name, resume is not None
+    cfg.config, cfg.resume, cfg.plan = Path(name).parent.name if name.endswith(".toml") else name, resume is not None, plan
     cfg.out = cfg.out or f"runs/{cfg.config}-{cfg.objective}-s{cfg.seed}"
     if cfg.prompts % cfg.minibatches:
         die(f"prompts = {cfg.prompts} does not divide into minibatches = {cfg.minibatches}")
@@ -245,15 +177,9 @@ def load_config(argv):
 
 # Ranks. Everything below runs on all of them; these are where they meet.
 
-def rank():
-    return dist.get_rank() if dist.is_initialized() else 0
-
-def world():
-    return dist.get_world_size() if dist.is_initialized() else 1
-
-def print0(*args):
-    if rank() == 0:
-        print(*args, flush=True)
+rank = lambda: dist.get_rank() if dist.is_initialized() else 0
+world = lambda: dist.get_world_size() if dist.is_initialized() else 1
+print0 = lambda *args: print(*args, flush=True) if rank() == 0 else None
 
 def all_reduce(values, op="sum"):
     """Sum or max of a list of numbers over all ranks, exact to fp64."""
@@ -305,21 +231,16 @@ def load_data(cfg, tokenizer, evaluation=False):
         if text in seen:
             continue
         seen.add(text)
-        if "=" in truth_path:
-            truth = {k.strip(): field(row, v.strip(), where) for k, v in (pair.split("=") for pair in truth_path.split(","))}
-        else:
-            truth = field(row, truth_path, where)
-        if cfg.truth_after:
-            truth = str(truth).rpartition(cfg.truth_after)[2].strip()
+        pairs = [pair.split("=") for pair in truth_path.split(",")]
+        truth = {k.strip(): field(row, v.strip(), where) for k, v in pairs} if "=" in truth_path else field(row, truth_path, where)
+        truth = str(truth).rpartition(cfg.truth_after)[2].strip() if cfg.truth_after else truth
         if truth in (None, "") or cfg.kind == "countdown" and not (isinstance(truth, dict) and {"numbers", "target"} <= set(truth)):
             die(f"{where}: {truth_path} = {str(truth)[:60]!r} is no truth for kind = {cfg.kind}" + " (needs numbers and target)" * (cfg.kind == "countdown"))
         if cfg.chat:
             text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
         ids = tokenizer(text, add_special_tokens=not cfg.chat)["input_ids"]   # a chat template writes its own <bos>
-        if len(ids) > cfg.max_prompt_tokens:
-            long += 1
-            continue
-        rows.append(dict(prompt_ids=ids, prompt=text, truth=truth))
+        long += len(ids) > cfg.max_prompt_tokens
+        rows += [dict(prompt_ids=ids, prompt=text, truth=truth)] * (len(ids) <= cfg.max_prompt_tokens)
     print0(f"{'held-out' if evaluation else 'training':9} {source}: {len(rows)} rows ({len(raw) - len(seen)} duplicates and {long} prompts over {cfg.max_prompt_tokens} tokens dropped)"
            + f"; fewer than prompts = {cfg.prompts}: rows repeat in a batch" * (len(rows) < cfg.prompts and not evaluation))
     if not rows:
@@ -494,20 +415,22 @@ def covariance(adv, t):
     centred = lambda x: x - (x * t["mask"]).sum() / t["mask"].sum().clamp_min(1)
     return centred(t["logp"].detach()) * centred(adv)
 
+def highest(x, share):
+    """True at the `share` of a tensor's elements that are highest, at least at one."""
+    few = x.flatten().topk(max(int(share * x.numel()), 1)).indices
+    return torch.zeros_like(x, dtype=torch.bool).flatten().index_fill(0, few, True).view_as(x)
+
 def clip_cov(log_ratio, adv, cfg, t):
     """PPO without the loss of a random few of the tokens whose covariance lies in [cov_low, cov_high]. arXiv 2505.22617 (Clip-Cov)."""
     (loss, clipped), cov = ppo_clip(log_ratio, adv, cfg, t), covariance(adv, t)
     may = (cov > cfg.cov_low) & (cov < cfg.cov_high) & ~clipped & (t["mask"] > 0)
-    few = torch.rand_like(cov).masked_fill(~may, -1).flatten().topk(max(int(cfg.cov_share * cov.numel()), 1)).indices
-    chosen = torch.zeros_like(may).flatten().index_fill(0, few, True).view_as(may) & may
+    chosen = highest(torch.rand_like(cov).masked_fill(~may, -1), cfg.cov_share) & may
     return loss * ~chosen, clipped | chosen
 
 def kl_cov(log_ratio, adv, cfg, t):
     """-rho A, unclipped, and cov_kl abs(log pi - log pi_old) on the tokens of the highest covariance. arXiv 2505.22617 (KL-Cov)."""
-    cov = covariance(adv, t).masked_fill(t["mask"] == 0, -math.inf)
-    top = cov.flatten().topk(max(int(cfg.cov_share * cov.numel()), 1)).indices
-    chosen = torch.zeros_like(cov).flatten().index_fill(0, top, 1.0).view_as(cov)
-    return -log_ratio.exp() * adv + cfg.cov_kl * chosen * (t["logp"] - t["old"]).abs(), torch.zeros_like(cov, dtype=torch.bool)
+    chosen = highest(covariance(adv, t).masked_fill(t["mask"] == 0, -math.inf), cfg.cov_share)
+    return -log_ratio.exp() * adv + cfg.cov_kl * chosen * (t["logp"] - t["old"]).abs(), torch.zeros_like(chosen)
 
 def flowrl(log_ratio, adv, cfg, t):
     """w (log Z(x) + (log pi - log pi_ref)/T - beta A)^2 of whole sequences of T tokens, w = min(rho, 10) detached: FlowRL, arXiv 2509.15207."""
@@ -653,44 +576,39 @@ class FusedLogprob(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, hidden, weight, targets, temperature, chunk, gradient):
-        ctx.save_for_backward(hidden, weight, targets)
-        ctx.temperature, ctx.chunk, ctx.gradients = temperature, chunk, FusedLogprob.zeros(hidden, weight) if gradient else None
         ctx.set_materialize_grads(False)   # no entropy gradient, no work for it
-        out = []
-        for i in range(0, len(hidden), chunk):
-            part = slice(i, i + chunk)
+        ctx.temperature, ctx.chunk, ctx.early, out = temperature, chunk, bool(gradient), []
+        grads = gradient and FusedLogprob.empty(hidden, weight)
+        for part in (slice(i, i + chunk) for i in range(0, len(hidden), chunk)):
             logits = matmul_fp32(hidden[part], weight.t())
-            logp, entropy, lse = logits_to_logp(logits, targets[part], temperature)
-            out.append((logp, entropy, lse))
+            out.append(logits_to_logp(logits, targets[part], temperature))
             if gradient:
-                FusedLogprob.add(ctx, part, logits, hidden, weight, targets, lse, entropy, gradient(part, logp, entropy), None)
-            del logits
-        logp, entropy, ctx.lse = (torch.cat(x) for x in zip(*out))
-        ctx.entropy = entropy.detach()
+                logp, entropy, lse = out[-1]
+                FusedLogprob.add(grads, part, logits, hidden, weight, targets, temperature, lse, entropy, gradient(part, logp, entropy), None)
+        logp, entropy, lse = (torch.cat(x) for x in zip(*out))
+        ctx.save_for_backward(*(grads or (hidden, weight, targets, lse, entropy)))
         return logp, entropy
 
     @staticmethod
-    def zeros(hidden, weight):
-        return torch.empty_like(hidden), torch.zeros_like(weight, dtype=torch.promote_types(weight.dtype, torch.float32))   # summed over chunks in fp32
-
-    @staticmethod
-    def add(ctx, part, logits, hidden, weight, targets, lse, entropy, dlogp, dentropy):
-        """Add a chunk's share to the gradients (d hidden, d weight)."""
-        dlogits = logp_to_dlogits(logits, targets[part], ctx.temperature, lse, entropy, dlogp, dentropy).to(hidden.dtype)
-        ctx.gradients[0][part] = dlogits @ weight
-        ctx.gradients[1].add_(matmul_fp32(dlogits.t(), hidden[part]))
-
-    @staticmethod
     def backward(ctx, dlogp, dentropy):
-        hidden, weight, targets = ctx.saved_tensors
-        if ctx.gradients is None:
-            ctx.gradients = FusedLogprob.zeros(hidden, weight)
-            dlogp = torch.zeros_like(ctx.lse) if dlogp is None else dlogp
-            for i in range(0, len(hidden), ctx.chunk):
-                part = slice(i, i + ctx.chunk)
-                FusedLogprob.add(ctx, part, matmul_fp32(hidden[part], weight.t()), hidden, weight, targets, ctx.lse[part], ctx.entropy[part],
-                                 dlogp[part], None if dentropy is None else dentropy[part])
-        return ctx.gradients[0], ctx.gradients[1].to(weight.dtype), None, None, None, None
+        if ctx.early:
+            grads = ctx.saved_tensors
+        else:
+            hidden, weight, targets, lse, entropy = ctx.saved_tensors
+            grads, dlogp = FusedLogprob.empty(hidden, weight), torch.zeros_like(lse) if dlogp is None else dlogp
+            for part in (slice(i, i + ctx.chunk) for i in range(0, len(hidden), ctx.chunk)):
+                FusedLogprob.add(grads, part, matmul_fp32(hidden[part], weight.t()), hidden, weight, targets, ctx.temperature, lse[part],
+                                 entropy[part], dlogp[part], None if dentropy is None else dentropy[part])
+        return grads[0], grads[1].to(grads[0].dtype), None, None, None, None
+
+    def empty(hidden, weight):
+        """(d hidden, d weight), the latter summed over chunks in fp32."""
+        return torch.empty_like(hidden), torch.zeros_like(weight, dtype=torch.promote_types(weight.dtype, torch.float32))
+
+    def add(grads, part, logits, hidden, weight, targets, temperature, lse, entropy, dlogp, dentropy):
+        dlogits = logp_to_dlogits(logits, targets[part], temperature, lse, entropy, dlogp, dentropy).to(hidden.dtype)
+        grads[0][part] = dlogits @ weight
+        grads[1].add_(matmul_fp32(dlogits.t(), hidden[part]))
 
 def fused_logprob(hidden, weight, targets, temperature=1.0, chunk=4096, gradient=None):
     """(log-prob [N], entropy [N]) in fp32 of targets [N] under softmax(hidden [N,H] @ weight [V,H]^T / temperature).
@@ -776,9 +694,7 @@ def build_model(folder, cfg, device, trainable=True):
     if trainable and "log_z" in OBJECTIVES[cfg.objective].needs:
         with torch.random.fork_rng(devices=[]):   # small: made whole and alike on every rank, moved to its shards below
             torch.manual_seed(cfg.seed)
-            initial = log_z_head(config.hidden_size).state_dict()
-        with torch.device("meta"):
-            model.log_z = log_z_head(config.hidden_size)
+            initial, model.log_z = log_z_head(config.hidden_size).state_dict(), log_z_head(config.hidden_size).to("meta")
     if world() > 1 or device.type == "cuda":
         policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32) if device.type == "cuda" else MixedPrecisionPolicy()
         size = cfg.shard_size or world()
@@ -800,8 +716,7 @@ def build_model(folder, cfg, device, trainable=True):
     except (Exception, dcp.api.CheckpointException) as error:
         die(f"{folder}: its weights do not fit its config: {one_line(error)[-400:]}")
     for name, p in model.log_z.named_parameters() if hasattr(model, "log_z") else ():
-        whole = initial[name].to(device)
-        p.data.copy_(dist.tensor.distribute_tensor(whole, p.device_mesh, p.placements) if hasattr(p, "full_tensor") else whole)
+        p.data.copy_(dist.tensor.distribute_tensor(initial[name].to(device), p.device_mesh, p.placements) if hasattr(p, "full_tensor") else initial[name])
     model.requires_grad_(trainable).train(trainable)
     for module in model.modules():   # a log-prob is to be the same twice
         if isinstance(module, torch.nn.Dropout):
@@ -920,11 +835,11 @@ def rank_one_share(weight, optimizer):
         return 0.0
     mean, square = (moments[key].to_local() if hasattr(moments[key], "to_local") else moments[key] for key in ("exp_avg", "exp_avg_sq"))
     update = mean / (square.sqrt() + 1e-8)                    # [V/ranks, H]
-    x = update[:1].sum(0) if len(update) else mean.new_ones(weight.shape[1])
+    x = torch.randn(weight.shape[1], generator=torch.Generator().manual_seed(0)).to(update)
     for _ in range(8):
-        x = x.new_tensor(all_reduce((update.t() @ (update @ x)).tolist()))
-        x /= x.norm().clamp_min(1e-30)
-    return (lambda a, b: a / max(b, 1e-30))(*all_reduce([(update @ x).square().sum().item(), update.square().sum().item()]))
+        x = F.normalize(x.new_tensor(all_reduce((update.t() @ (update @ x)).tolist())), dim=0)
+    first, whole = all_reduce([(update @ x).square().sum().item(), update.square().sum().item()])
+    return first / max(whole, 1e-30)
 
 # ==== 8. Logging and checkpoints =======================================================================================
 
@@ -933,10 +848,6 @@ def append(cfg, name, **fields):
     if rank() == 0:
         with open(Path(cfg.out) / name, "a") as f:
             f.write(json.dumps(fields) + "\n")
-        if cfg.wandb and name == "metrics.jsonl":
-            import wandb
-            run = wandb.run or wandb.init(project=cfg.wandb, name=Path(cfg.out).name, id=Path(cfg.out).name, resume="allow", config=dataclasses.asdict(cfg))
-            run.log(fields, step=fields["step"])
 
 def rewind(cfg, step):
     """Forget the log lines after the checkpoint of `step`, a torn last one included."""
@@ -1079,22 +990,9 @@ def stopwatch():
     """(lap, clock): lap(name) adds the seconds since the lap before to clock["seconds_" + name]."""
     clock, last = {f"seconds_{name}": 0.0 for name in ("rollout", "reward", "train", "sync")}, [time.time()]
     def lap(name):
-        now = time.time()
-        clock[f"seconds_{name}"] += now - last[0]
-        last[0] = now
+        last.append(time.time())
+        clock[f"seconds_{name}"] += last[-1] - last.pop(0)
     return lap, clock
-
-def report(out, objective):
-    """Draw plot.png; print where it is, and a row of a markdown table before and after training."""
-    import plot
-    plot.draw([out], out / "plot.png")
-    evals = plot.read(out)[1]
-    print(f"\nrun       {out}/plot.png drawn, weights in {out}/hf\n")
-    if evals:
-        keys = [k for k in evals[0] if k.startswith("eval/")]
-        print("| objective | step | " + " | ".join(k[5:] for k in keys) + " |\n|" + "---|" * (len(keys) + 2))
-        for x in evals[:1] + evals[-1:]:
-            print(f"| {objective} | {x['step']} | " + " | ".join(f"{x[k]:.3f}" for k in keys) + " |", flush=True)
 
 def main(argv):
     cfg = load_config(argv)
@@ -1206,7 +1104,8 @@ def main(argv):
 
     export(cfg, model, tokenizer, folder)
     if rank() == 0:
-        report(out, cfg.objective)
+        import plot
+        plot.report(out)
     verifier.close()
     dist.barrier()   # vLLM takes the process group down as it leaves
 

@@ -59,6 +59,18 @@ def draw(runs, path):
     plt.close(fig)
 
 
+def report(out):
+    """At the end of a run: draw plot.png, print where it is and a markdown table of the evaluations before and after training."""
+    draw([out], out / "plot.png")
+    evals = read(out)[1]
+    print(f"\nrun       {out}/plot.png drawn, weights in {out}/hf\n")
+    if evals:
+        keys = [k for k in evals[0] if k.startswith("eval/")]
+        print("| objective | step | " + " | ".join(k[5:] for k in keys) + " |\n|" + "---|" * (len(keys) + 2))
+        for x in evals[:1] + evals[-1:]:
+            print(f"| {x['objective']} | {x['step']} | " + " | ".join(f"{x[k]:.3f}" for k in keys) + " |", flush=True)
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", help="run directories")

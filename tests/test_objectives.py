@@ -14,18 +14,34 @@ GENERATORS = {   # f and f', as in shared/DESIGN.md 3.2, of plain floats
     "js": (lambda z: 0.5 * (z * math.log(z) - (z + 1) * math.log((z + 1) / 2)), lambda z: 0.5 * math.log(2 * z / (z + 1))),
     "hd": (lambda z: 0.5 * (math.sqrt(z) - 1) ** 2, lambda z: 0.5 * (1 - 1 / math.sqrt(z))),
     "tv": (lambda z: 0.5 * abs(z - 1), lambda z: 0.5 * math.copysign(1, z - 1)),
+    "kl_c": (lambda z: z * math.log(z) - z + 1, lambda z: math.log(z)),
+    "rkl_c": (lambda z: -math.log(z) + z - 1, lambda z: 1 - 1 / z),
 }
+DRIFT = [[0.5, -1.0, 0.0, 2.0], [1.0, 1.0, -0.3, 0.2], [0.0] * 4, [0.1, 0.2, 0.3, 0.4], [-2.0, 0.7, 0.0, 0.0]]   # log pi_old - log pi_ref of each response
 
 
 def cfg(**changes):
     return dataclasses.replace(CFG, **changes)
 
 
-def plain_advantages(name, r, c, alpha=None, delta=None):
+def plain_advantages(name, r, c, alpha=None, delta=None, drift=None):
     """The table of DESIGN 3.1 with Python floats, one group at a time."""
+    from itertools import combinations
     G, mean = len(r), sum(r) / len(r)
     sd = math.sqrt(sum((x - mean) ** 2 for x in r) / (G - 1))
+    def passk(i):   # k times the share of the subsets of k - 1 others that hold no right one: what the i-th adds to pass@k of a subset
+        others = [r[j] for j in range(G) if j != i]
+        subsets = list(combinations(others, c.pass_k - 1))
+        return c.pass_k * r[i] * sum(not any(one) for one in subsets) / len(subsets)
+    def anchored(i):   # -f'(z), z = (pi_old/pi_ref) e^(-A/eta), js
+        z = math.exp(drift[i] - (r[i] - mean) / (sd + 1e-6) / c.eta)
+        return -GENERATORS["js"][1](z)
     return [{
+        "passk": lambda: passk(i),
+        "maxrl": lambda: (x - mean) / (mean + 1e-6),
+        "lad_anchor": lambda: anchored(i) - sum(map(anchored, range(G))) / G,
+        "power_asym": lambda: (1 - mean) ** (c.alpha - 1) * (x - mean) / (1 if x >= mean else c.delta),
+        **dict.fromkeys(("entadv", "clip_cov", "kl_cov", "flowrl"), lambda: (x - mean) / (sd + 1e-6)),
         "reinforce": lambda: x,
         "rloo": lambda: x - (sum(r) - x) / (G - 1),
         "dr_grpo": lambda: x - mean,
@@ -35,7 +51,7 @@ def plain_advantages(name, r, c, alpha=None, delta=None):
         "power": lambda: (1 - mean) ** (c.alpha - 1) * (x - mean),
         "asym": lambda: (x - mean) if x >= mean else (x - mean) / c.delta,
         "fade": lambda: (1 - mean) ** (alpha - 1) * (x - mean) / (1 if x >= mean else delta),
-    }[name]() for x in r]
+    }[name]() for i, x in enumerate(r)]
 
 
 GROUPS = [[1, 0, 0, 0], [1, 1, 1, 0], [0, 0, 0, 0], [1, 1, 1, 1], [0, 1, 0, 1]]
@@ -43,10 +59,10 @@ GROUPS = [[1, 0, 0, 0], [1, 1, 1, 0], [0, 0, 0, 0], [1, 1, 1, 1], [0, 1, 0, 1]]
 
 @pytest.mark.parametrize("name", lad.OBJECTIVES)
 def test_advantages_match_the_formulas(name):
-    c, state = cfg(alpha=2.5, delta=0.4), {"p": 0.4, "H": 0.6, "H*": 1.0}
+    c, state = cfg(alpha=2.5, delta=0.4, pass_k=3, eta=0.8), {"p": 0.4, "H": 0.6, "H*": 1.0, "drift": torch.tensor(DRIFT, dtype=torch.float64)}
     alpha, delta = 3 * 0.6 / 0.8, 0.6
     got = lad.advantages(name, torch.tensor(GROUPS, dtype=torch.float64), c, state)
-    want = [plain_advantages(name, [float(x) for x in g], c, alpha, delta) for g in GROUPS]
+    want = [plain_advantages(name, [float(x) for x in g], c, alpha, delta, drift) for g, drift in zip(GROUPS, DRIFT)]
     torch.testing.assert_close(got, torch.tensor(want, dtype=torch.float64), rtol=1e-9, atol=1e-9)
 
 
@@ -109,7 +125,20 @@ def test_generators_stay_finite_in_float32_at_extreme_advantages(name):
                 assert grad.item() == pytest.approx(want, rel=2e-3, abs=1e-5), (u, x)
 
 
-@pytest.mark.parametrize("name", ["kl", "rkl", "jf", "js", "hd"])
+def test_pass_at_k_advantage_is_unbiased():
+    """Its score-function gradient, averaged over every possible group, is the derivative of pass@k = 1 - (1-p)^k, for p = sigmoid(theta)."""
+    from itertools import product
+    p, n = 0.3, 5
+    for k in (2, 3, 5):
+        gradient = 0.0
+        for group in product((0.0, 1.0), repeat=n):
+            probability = math.prod(p if x else 1 - p for x in group)
+            adv = lad.advantages("passk", torch.tensor([group], dtype=torch.float64), cfg(pass_k=k), {})[0].tolist()
+            gradient += probability * sum(a * (x - p) for a, x in zip(adv, group)) / n   # d log P(x) / d theta = x - p
+        assert gradient == pytest.approx(k * (1 - p) ** (k - 1) * p * (1 - p), rel=1e-9)
+
+
+@pytest.mark.parametrize("name", ["kl", "rkl", "jf", "js", "hd", "kl_c", "rkl_c"])
 def test_lad_fixed_point_is_the_advantage_distribution(name):
     """With pi_old fixed and the expectation exact, E[e^u f(rho e^-u)] is minimal at pi = pi_old e^u / Z."""
     torch.manual_seed(0)
@@ -128,9 +157,13 @@ def test_lad_fixed_point_is_the_advantage_distribution(name):
     assert 0.5 * (logits.softmax(0) - target).abs().sum() < 1e-3
 
 
-def plain_loss(name, logp, old, adv, mask, c):
+def plain_loss(name, logp, old, adv, mask, c, entropy, ref, log_z):
     """Loss of each token of padded [B,T] float64 tensors, straight from the formulas, one scalar at a time."""
     out = torch.zeros_like(logp)
+    where = [(b, t) for b in range(logp.shape[0]) for t in range(logp.shape[1]) if mask[b, t]]
+    mean_logp, mean_adv = (sum(f(b, t) for b, t in where) / len(where) for f in (lambda b, t: logp[b, t].item(), lambda b, t: adv[b]))
+    cov = {(b, t): (logp[b, t].item() - mean_logp) * (adv[b] - mean_adv) for b, t in where}
+    top = sorted(where, key=cov.get)[-int(c.cov_share * len(where)):]
     for b in range(logp.shape[0]):
         for t in range(logp.shape[1]):
             if not mask[b, t]:
@@ -139,47 +172,60 @@ def plain_loss(name, logp, old, adv, mask, c):
             if c.ratio == "sequence":
                 d = sum(logp[b, s] - old[b, s] for s in range(logp.shape[1]) if mask[b, s])
             rho = torch.exp(d)
-            if name == "lad":
+            if name == "flowrl":
+                length, row = int(mask[b].sum()), range(int(mask[b].sum()))
+                w = min(math.exp(sum((logp[b, s] - old[b, s]).item() for s in row)), 10.0)
+                out[b, t] = w * (log_z[b, 0] + sum(logp[b, s] - ref[b, s] for s in row) / length - c.flow_beta * adv[b]) ** 2
+            elif name == "kl_cov":
+                out[b, t] = -rho * adv[b] + ((b, t) in top) * c.cov_kl * (logp[b, t] - old[b, t]).abs()
+            elif name == "lad":
                 z, e_u = rho * math.exp(-adv[b] / c.eta), math.exp(adv[b] / c.eta)
                 f = {"kl": lambda: z * z.log(), "rkl": lambda: -z.log(), "jf": lambda: (z - 1) * z.log(),
                      "js": lambda: 0.5 * (z * z.log() - (z + 1) * ((z + 1) / 2).log()),
-                     "hd": lambda: 0.5 * (z.sqrt() - 1) ** 2, "tv": lambda: 0.5 * (z - 1).abs()}[c.divergence]
+                     "hd": lambda: 0.5 * (z.sqrt() - 1) ** 2, "tv": lambda: 0.5 * (z - 1).abs(),
+                     "kl_c": lambda: z * z.log() - z + 1, "rkl_c": lambda: -z.log() + z - 1}[c.divergence]
                 out[b, t] = e_u * f()
             else:
                 low, high = 1 - c.clip_low, 1 + c.clip_high
+                a = adv[b] + min(c.ent_coef * entropy[b, t].item(), abs(adv[b]) / c.ent_kappa) * (name == "entadv")
                 clipped = min(max(rho.item(), low), high)
-                free = rho * adv[b]
-                out[b, t] = -free if free.item() <= clipped * adv[b] else -torch.tensor(clipped, dtype=torch.float64) * adv[b]
+                free = rho * a
+                out[b, t] = -free if free.item() <= clipped * a else -torch.tensor(clipped, dtype=torch.float64) * a
+                if name == "clip_cov" and c.cov_low < cov[b, t] < c.cov_high and free.item() <= clipped * a:
+                    out[b, t] = 0   # with a share of 1 every such token is drawn
     return out
 
 
-CASES = [(name, dict(ratio=ratio)) for name in lad.OBJECTIVES if name != "lad" for ratio in ("token", "sequence")]
-CASES += [("lad", dict(ratio=ratio, divergence=g)) for g in GENERATORS for ratio in ("token", "sequence")]
+CASES = [(name, dict(ratio=ratio)) for name in lad.OBJECTIVES if name not in ("lad", "flowrl") for ratio in ("token", "sequence")]
+CASES += [("lad", dict(ratio=ratio, divergence=g)) for g in GENERATORS for ratio in ("token", "sequence")] + [("flowrl", {})]
+SHARE = {"clip_cov": dict(cov_share=1.0, cov_low=0.05, cov_high=0.8), "kl_cov": dict(cov_share=0.3), "flowrl": dict(flow_beta=2.0)}
 
 
 @pytest.mark.parametrize("name,changes", CASES, ids=lambda x: x if isinstance(x, str) else "-".join(x.values()))
 def test_gradient_of_every_objective_against_the_plain_formula(name, changes):
     """Through a softmax policy to its logits: relative error of the whole gradient under 1e-6, for the packed and the padded form."""
     torch.manual_seed(1)
-    B, T, V, c = 5, 4, 7, cfg(**changes)
+    B, T, V, c = 5, 4, 7, cfg(**changes, **SHARE.get(name, {}))
     lengths = torch.tensor([4, 1, 3, 2, 4])
     mask = torch.arange(T)[None] < lengths[:, None]
     targets = torch.randint(V, (B, T))
     old = (0.8 * torch.randn(B, T, V, dtype=torch.float64)).log_softmax(-1).gather(-1, targets[..., None])[..., 0]
     rewards = torch.tensor([[1.0, 0.0, 0.0, 1.0, 0.0]], dtype=torch.float64)
-    adv = lad.advantages(name, rewards, c, {"p": 0.4, "H": 0.6, "H*": 1.0})[0]
+    entropy, ref, log_z = torch.rand(B, T, dtype=torch.float64), old + 0.3 * torch.randn(B, T, dtype=torch.float64), torch.randn(B, 1, dtype=torch.float64).expand(B, T)
+    adv = lad.advantages(name, rewards, c, {"p": 0.4, "H": 0.6, "H*": 1.0, "drift": ((old - ref) * mask).sum(-1)[None]})[0]
 
     def gradient(loss_of):
         logits = (0.5 * torch.randn(B, T, V, generator=torch.Generator().manual_seed(2), dtype=torch.float64)).requires_grad_()
         loss_of(logits.log_softmax(-1).gather(-1, targets[..., None])[..., 0]).sum().backward()
         return logits.grad
 
-    want = gradient(lambda logp: plain_loss(name, logp, old, adv.tolist(), mask, c))
-    padded = gradient(lambda logp: lad.policy_loss(name, logp, old, adv, mask, c)[0])
+    want = gradient(lambda logp: plain_loss(name, logp, old, adv.tolist(), mask, c, entropy, ref, log_z))
+    padded = gradient(lambda logp: lad.policy_loss(name, logp, old, adv, mask, c, entropy=entropy, ref=ref, log_z=log_z)[0])
     seq = torch.arange(B).repeat_interleave(lengths)
-    packed = gradient(lambda logp: lad.policy_loss(name, logp[mask], old[mask], adv[seq], torch.ones(len(seq)), c, seq)[0])
+    packed = gradient(lambda logp: lad.policy_loss(name, logp[mask], old[mask], adv[seq], torch.ones(len(seq)), c, seq,
+                                                       entropy=entropy[mask], ref=ref[mask], log_z=log_z[mask])[0])
     assert want.norm() > 1e-3
-    for got in (padded, packed):
+    for got in (packed, padded)[:1 if name == "kl_cov" else 2]:   # the share of kl_cov counts padding in
         assert (got - want).norm() / want.norm() < 1e-6
 
 
@@ -191,6 +237,22 @@ def test_clipped_tokens_are_counted_and_carry_no_gradient():
     assert info["clipped"][:, 0].tolist() == [True, True, False, False]
     assert logp.grad[:2].abs().max() == 0 and logp.grad[2:].abs().min() > 0.5
     assert loss[:2, 0].tolist() == pytest.approx([-1.28, 0.8])
+
+
+def test_clip_cov_takes_a_random_few_and_kl_cov_the_top():
+    """At the default share of 2e-4 one token of a small batch: drawn from those in the band, a different one at another call."""
+    torch.manual_seed(0)
+    logp, adv = torch.linspace(-4, 0, 50).view(50, 1), torch.linspace(-2, 2, 50)
+    gone = set()
+    for _ in range(20):
+        loss, info = lad.policy_loss("clip_cov", logp, logp, adv, torch.ones(50, 1), CFG)
+        gone.add(int(info["clipped"][:, 0].nonzero()))
+        assert loss[int(info["clipped"][:, 0].nonzero()), 0] == 0
+    cov = (logp[:, 0] - logp.mean()) * (adv - adv.mean())
+    assert len(gone) > 3 and all(1 < cov[i] < 5 for i in gone)
+    base = lad.policy_loss("kl_cov", logp, logp - 0.1, adv, torch.ones(50, 1), cfg(cov_kl=0.0))[0]
+    more = lad.policy_loss("kl_cov", logp, logp - 0.1, adv, torch.ones(50, 1), CFG)[0] - base
+    assert more.nonzero().tolist() == [[int(cov.argmax()), 0]] and more.max().item() == pytest.approx(0.1, rel=1e-4)
 
 
 def test_policy_weights_are_the_advantage_and_lads_curve():
