@@ -20,7 +20,7 @@ import lad
 HERE = Path(__file__).resolve().parent
 CSV = HERE / "assets" / "study.csv"
 FIELDS = ["part", "label", "lr", "seed", "step", "pass@1", "pass@32", "distinct", "entropy", "reward", "rank_one", "seconds", "commit"]
-STEPS, RATES, SWEEP_SEEDS, SEEDS = 30, (5e-5, 1e-4, 2e-4, 4e-4), (100,), (0, 1, 2, 3, 4)
+STEPS, RATES, SWEEP_SEEDS, SEEDS = 30, (2.5e-5, 5e-5, 1e-4, 2e-4), (100,), (0, 1, 2, 3, 4)
 BASE = ["--config", "tiny", "--steps", str(STEPS), "--eval_every", "10", "--checkpoint_every", "0", "--verify_workers", "1"]
 
 QUESTIONS = {   # label: flags; seeds 0..4, the rate that the sweep gave the objective in the first word
