@@ -135,9 +135,10 @@ class Config:
     micro_tokens: int = knob(16384, "tokens packed into one forward, about; a longer sample gets a row of its own", 1)
     head_chunk: int = knob(0, "tokens whose logits exist at once; 0: as many as fit into a quarter of the free memory, 4096 at most", 0)
     checkpointing: bool = knob(True, "recompute activations in the backward pass")
-    compile: str = knob("auto", "torch.compile the head's element-wise parts; auto: on CUDA", choices=("auto", "on", "off"))
+    compile: str = knob("auto", "torch.compile the head's element-wise parts (auto: on CUDA), or the decoder's blocks too", choices=("auto", "on", "blocks", "off"))
     shard_size: int = knob(0, "GPUs that share one copy of the weights (hybrid sharding); 0: all", 0)
     reduce_each: bool = knob(False, "reduce gradients after every micro-batch: less memory, more traffic")
+    offload: bool = knob(False, "weights, gradients and Adam's moments live in the CPU's memory between uses: much less GPU memory, slower")
     # verifier
     verify_workers: int = knob(4, "processes, for each rank", 1)
     verify_timeout: float = knob(10.0, "seconds for one item", 0.1)
@@ -261,7 +262,7 @@ def start_vllm(cfg, folder, device, **options):
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     if device.type == "cpu":
         os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
-        torch._dynamo.config.disable = cfg.compile != "on"   # else vLLM compiles one line of its sampler, for 20 seconds
+        torch._dynamo.config.disable = cfg.compile in ("auto", "off")   # else vLLM compiles one line of its sampler, for 20 seconds
     from vllm import LLM
     memory = (dict(kv_cache_memory_bytes=int(cfg.vllm_memory * 2**30)) if device.type == "cpu"
               else dict(gpu_memory_utilization=cfg.vllm_memory, enable_sleep_mode=True))
@@ -379,9 +380,7 @@ def fade_schedule(state, cfg):
     delta = min(max(1 + state["H"] - state["H*"], cfg.fade_delta_min), 1.0)
     return alpha, delta
 
-def new_state():
-    """Running statistics over all ranks: p, solve rate; H, token entropy in nats; H*, its target."""
-    return {"p": 0.5, "H": None, "H*": None}
+new_state = lambda: {"p": 0.5, "H": None, "H*": None}   # running statistics over all ranks: solve rate; token entropy in nats; its target
 
 def update_state(state, p, entropy, cfg):
     """Fold in a batch's solve rate and mean token entropy. H starts at the first batch's entropy, p at 0.5."""
@@ -495,7 +494,7 @@ OBJECTIVES = {
 }
 
 def advantages(name, rewards, cfg, state):
-    """Policy weights [B,G] of the rewards [B,G] of B groups. `state` is new_state()'s, kept by update_state()."""
+    """Advantages [B,G] of the rewards [B,G] of B groups. `state` is new_state()'s, kept by update_state(), with drift where needed."""
     return OBJECTIVES[name].advantage(rewards, cfg, state)
 
 def sum_in_sequence(x, seq):
@@ -623,14 +622,16 @@ def naive_logprob(hidden, weight, targets, temperature=1.0):
     logp = torch.log_softmax(hidden.to(kind) @ weight.to(kind).t() / temperature, -1)
     return logp.gather(-1, targets[:, None])[:, 0], -(logp.exp() * logp).sum(-1)
 
-def turn_on_compile(cfg, device):
-    """Compile the two element-wise functions of the head; dynamic, since a row's last chunk has any length."""
+def turn_on_compile(cfg, device, model):
+    """Compile the two element-wise functions of the head and, with compile = blocks, the decoder's blocks; dynamic, since rows have any length."""
     if cfg.compile == "off" or (cfg.compile == "auto" and device.type != "cuda"):
         return
     if device.type == "cpu" and not any(shutil.which(c) for c in (os.environ.get("CXX", "g++"), "clang++")):
         return print0("compile   no C++ compiler on this machine: running eagerly")
     for name in ("logits_to_logp", "logp_to_dlogits"):
         globals()[name] = torch.compile(globals()[name], dynamic=True)
+    for block in model.base_model.layers if cfg.compile == "blocks" else ():
+        block.compile(dynamic=True)
 
 # ==== 7. Model, sharding, packed micro-batches, the update =============================================================
 
@@ -680,7 +681,7 @@ def build_model(folder, cfg, device, trainable=True):
     On CUDA compute is in bf16. model(batch, temperature, chunk) is logprob_forward."""
     import torch.distributed.checkpoint as dcp
     from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
-    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+    from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard
     from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM
     AttentionInterface.register("packed", packed_attention)
     config = AutoConfig.from_pretrained(folder)
@@ -700,10 +701,10 @@ def build_model(folder, cfg, device, trainable=True):
         size = cfg.shard_size or world()
         shape, names = ((world(),), ("shard",)) if size == world() else ((world() // size, size), ("replicate", "shard"))
         mesh = dist.init_device_mesh(device.type, shape, mesh_dim_names=names)
-        for block in model.base_model.layers:
-            fully_shard(block, mesh=mesh, mp_policy=policy)
-        fully_shard(model, mesh=mesh, mp_policy=policy)
-    model.to_empty(device=device)
+        where = CPUOffloadPolicy() if cfg.offload else OffloadPolicy()
+        for module in (*model.base_model.layers, model):
+            fully_shard(module, mesh=mesh, mp_policy=policy, offload_policy=where)
+    model.to_empty(device="cpu" if cfg.offload else device)
     if lost := [name for name, _ in model.named_buffers() if "inv_freq" not in name]:
         die(f"{folder}: buffers {lost} are computed, not stored, and build_model does not know how")
     for module in model.modules():   # rotary frequencies are computed too: the meta device has lost them
@@ -945,10 +946,7 @@ def set_up(cfg):
 def prepare(cfg):
     """Folder of the starting model. The offline default is made here, by the first rank of the machine."""
     if "tiny" in (cfg.model, cfg.data, cfg.eval_data):
-        import tiny
-        if int(os.environ["LOCAL_RANK"]) == 0:
-            tiny.make()
-        dist.barrier()
+        import tiny   # whose lock lets the first rank of a machine make it
         for key, name in (("model", "model"), ("data", "train"), ("eval_data", "test")):
             if getattr(cfg, key) == "tiny":
                 setattr(cfg, key, str(tiny.make()[name]))
@@ -974,11 +972,11 @@ def set_advantages(groups, drawn, cfg, state):
     tokens = int(sums["response_tokens"] + sums.pop("prompt_tokens"))
     batch = {key: value / sums["samples"] for key, value in sums.items() if key != "samples"}
     rewards = torch.tensor([[s["reward"] for s in g] for g in groups], dtype=torch.float64).reshape(-1, cfg.group)
-    drift = {}
-    if "ref" in OBJECTIVES[cfg.objective].needs:
-        policy = lambda s: s["old"] if "old" in s else s["ref"].new_tensor(s["behaviour"])   # with one update a batch, nobody scored pi_old
-        drift["drift"] = torch.stack([(policy(s) - s["ref"]).sum() for g in groups for s in g]).to("cpu", torch.float64).view(rewards.shape)
-    adv = advantages(cfg.objective, rewards, cfg, state | drift)
+    drift = torch.zeros_like(rewards)
+    if groups and "ref" in OBJECTIVES[cfg.objective].needs:   # with one update a batch, nobody scored pi_old
+        policy = lambda s: s["old"] if "old" in s else s["ref"].new_tensor(s["behaviour"])
+        drift = torch.stack([(policy(s) - s["ref"]).sum() for g in groups for s in g]).to(drift).view(drift.shape)
+    adv = advantages(cfg.objective, rewards, cfg, dict(state, drift=drift))
     for s, a in zip((s for g in groups for s in g), adv.flatten().tolist()):
         s.update(adv=a, scale=1.0)
     weight, success = policy_weights(cfg.objective, adv, cfg).abs(), torch.tensor([[s["correct"] > 0.5 for s in g] for g in groups]).reshape(adv.shape)
@@ -1024,7 +1022,7 @@ def main(argv):
     llm = start_vllm(cfg, folder, device)
     model = build_model(folder, cfg, device)
     reference = build_model(folder, cfg, device, trainable=False) if cfg.kl_coef or "ref" in OBJECTIVES[cfg.objective].needs else None
-    turn_on_compile(cfg, device)
+    turn_on_compile(cfg, device, model)
     optimizer = torch.optim.AdamW(model.parameters(), cfg.lr, (0.9, cfg.beta2), weight_decay=cfg.weight_decay, fused=True)
     anchor = reference if cfg.ref_every else None   # one that moves is part of the checkpoint
     if checkpoint:

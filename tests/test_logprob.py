@@ -68,6 +68,54 @@ def test_never_holds_tokens_by_vocab():
     assert largest == 512 * 1000   # the twin does: the watch works
 
 
+@pytest.mark.parametrize("dtype,tolerance", [(torch.float64, 1e-10), (torch.bfloat16, 2e-2)], ids=["fp64", "bf16"])
+def test_gradient_formed_in_the_forward_equals_the_late_one(dtype, tolerance):
+    """With a loss whose derivative in logp is known as soon as logp is: -exp(logp) times a weight."""
+    hidden, weight, targets = inputs(37, 16, 101, dtype)
+    up = torch.linspace(-1, 1, 37, dtype=torch.float64)
+    def run(function):
+        logp, entropy = function(hidden, weight, targets, 0.7)
+        (-logp.exp() * up.to(logp)).sum().backward()
+        out = logp.detach(), entropy, hidden.grad, weight.grad
+        hidden.grad = weight.grad = None
+        return out
+    parts = []
+    def gradient(part, logp, entropy):
+        parts.append(part)
+        return -logp.exp() * up.to(logp)[part]
+    early = run(lambda *a: lad.fused_logprob(*a, chunk=8, gradient=gradient))
+    late = run(lambda *a: lad.fused_logprob(*a, chunk=8))
+    assert [p.start for p in parts] == [0, 8, 16, 24, 32]
+    for got, want in zip(early[:2], late[:2]):
+        assert torch.equal(got, want)
+    for got, want in zip(early[2:], late[2:]):
+        assert (got - want).norm() / want.norm() < tolerance
+
+
+def test_flops_are_six_or_eight_nhv():
+    from torch.utils.flop_counter import FlopCounterMode
+    hidden, weight, targets = inputs(48, 16, 101, torch.float32)
+    for gradient, times in ((None, 8), (lambda part, logp, entropy: torch.ones_like(logp), 6)):
+        with FlopCounterMode(display=False) as counter:
+            lad.fused_logprob(hidden, weight, targets, 1.0, 16, gradient)[0].sum().backward()
+        assert counter.get_total_flops() == times * 48 * 16 * 101
+
+
+def test_one_compilation_without_a_break_for_rows_of_any_length():
+    """fullgraph refuses graph breaks; the counter sees one graph for chunks of many sizes."""
+    from torch._dynamo.testing import CompileCounter
+    torch._dynamo.reset()
+    first, second = CompileCounter(), CompileCounter()
+    a = torch.compile(lad.logits_to_logp, backend=first, dynamic=True, fullgraph=True)
+    b = torch.compile(lad.logp_to_dlogits, backend=second, dynamic=True, fullgraph=True)
+    for n in (64, 64, 37, 5, 200):
+        logits, targets = torch.randn(n, 33), torch.randint(33, (n,))
+        logp, entropy, lse = a(logits, targets, 0.8)
+        b(logits, targets, 0.8, lse, entropy, torch.ones(n), None)
+    assert first.frame_count == second.frame_count == 1
+    torch._dynamo.reset()
+
+
 @pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="torch.compile on a CPU needs a C++ compiler")
 def test_compiled_equals_eager(monkeypatch):
     for name in ("logits_to_logp", "logp_to_dlogits"):
@@ -75,7 +123,7 @@ def test_compiled_equals_eager(monkeypatch):
     hidden, weight, targets = inputs(37, 16, 101, torch.float32)
     eager = both(lambda *a: lad.fused_logprob(*a, chunk=8), hidden, weight, targets, 0.8, 0.2)
     before = lad.logits_to_logp
-    lad.turn_on_compile(dataclasses.replace(lad.Config(), compile="on"), torch.device("cpu"))
+    lad.turn_on_compile(dataclasses.replace(lad.Config(), compile="on"), torch.device("cpu"), None)
     assert lad.logits_to_logp is not before
     compiled = both(lambda *a: lad.fused_logprob(*a, chunk=8), hidden, weight, targets, 0.8, 0.2)
     for got, want in zip(compiled, eager):
@@ -85,13 +133,13 @@ def test_compiled_equals_eager(monkeypatch):
 def test_compile_without_a_compiler_runs_eagerly_and_says_so(monkeypatch, capsys):
     monkeypatch.setattr(lad.shutil, "which", lambda name: None)
     before = lad.logits_to_logp
-    lad.turn_on_compile(dataclasses.replace(lad.Config(), compile="on"), torch.device("cpu"))
+    lad.turn_on_compile(dataclasses.replace(lad.Config(), compile="on"), torch.device("cpu"), None)
     assert lad.logits_to_logp is before and "no C++ compiler" in capsys.readouterr().out
 
 
 @pytest.mark.gpu
 def test_fused_equals_naive_on_the_gpu():
-    lad.turn_on_compile(lad.Config(), torch.device("cuda"))
+    lad.turn_on_compile(lad.Config(), torch.device("cuda"), None)
     hidden, weight, targets = inputs(1000, 256, 5003, torch.bfloat16, "cuda")
     fused = both(lambda *a: lad.fused_logprob(*a, chunk=384), hidden, weight, targets, 0.9, 0.2)
     exact = both(lad.naive_logprob, hidden.detach().double().requires_grad_(), weight.detach().double().requires_grad_(), targets, 0.9, 0.2)

@@ -1,5 +1,5 @@
 """Sections 3, 6, 7 of lad.py: one optimizer step is the same however it is split; vLLM and the trainer agree; packing."""
-import dataclasses, math
+import dataclasses, math, shutil
 
 import pytest
 import torch
@@ -32,7 +32,7 @@ def test_gradient_does_not_depend_on_the_split(gradients):
             assert distance(other["grad"], whole["grad"]) < 1e-5, key
             assert other["stats"] == pytest.approx(whole["stats"], rel=1e-4, abs=1e-6), key
             seen += 1
-    assert seen == 40
+    assert seen == 56
     by_objective = {}   # the comparison is not between zeros, nor between equal things
     for key, result in gradients[1].items():
         by_objective.setdefault((dict(key)["objective"], dict(key)["aggregation"]), result["grad"])
@@ -139,6 +139,48 @@ def test_a_shared_prompt_changes_nothing(random_model):
     assert lad.pack(samples, device)["ids"].shape[1] == 3 + 10
     torch.testing.assert_close(together, apart, rtol=1e-5, atol=1e-5)
     assert distance(g, h) < 1e-5
+
+
+def test_log_z_is_of_the_prompts_mean_hidden_state(random_model):
+    from transformers import AutoModelForCausalLM
+    cfg = dataclasses.replace(CFG, objective="flowrl", kl_coef=0.0)
+    model, plain = lad.build_model(random_model, cfg, torch.device("cpu")), AutoModelForCausalLM.from_pretrained(random_model, dtype=torch.float32)
+    samples = [sample([3, 4, 5], [6, 7]), sample([9], [8]), sample([3, 4, 5], [1, 2, 3])]
+    log_z = model(lad.pack(samples, torch.device("cpu")), 1.0, 4)[2]
+    want = [model.log_z(plain.base_model(torch.tensor([s["prompt"]])).last_hidden_state[0].mean(0)).item() for s in samples for _ in s["tokens"]]
+    assert log_z.tolist() == pytest.approx(want, rel=1e-4) and abs(want[0] - want[2]) > 1e-3
+    again = lad.build_model(random_model, cfg, torch.device("cpu"))
+    assert all(torch.equal(a, b) for a, b in zip(model.log_z.parameters(), again.log_z.parameters()))
+    names = [name for name, _ in lad.named_weights(model, torch.float32)]
+    assert names == [name for name, _ in plain.named_parameters()]   # nothing of it reaches vLLM or the export
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile on a CPU needs a C++ compiler")
+def test_compiled_blocks_change_nothing(random_model, monkeypatch):
+    for name in ("logits_to_logp", "logp_to_dlogits"):
+        monkeypatch.setattr(lad, name, getattr(lad, name))   # restored afterwards
+    device, model = torch.device("cpu"), lad.build_model(random_model, CFG, torch.device("cpu"))
+    samples = [sample([3, 4, 5], [6, 7]), sample([9], [8]), sample([3, 4, 5], [1, 2, 3])]
+    want = model(lad.pack(samples, device), 1.0, 4)[0]
+    lad.turn_on_compile(dataclasses.replace(CFG, compile="blocks"), device, model)
+    got = model(lad.pack(samples, device), 1.0, 4)[0]
+    torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
+    got.sum().backward()
+
+
+def test_rank_one_share():
+    """Of Adam's update m/sqrt(v) against a whole singular value decomposition; 0 before the first step."""
+    torch.manual_seed(0)
+    weight = torch.nn.Parameter(torch.randn(20, 6))
+    optimizer = torch.optim.AdamW([weight], 0.1)
+    assert lad.rank_one_share(weight, optimizer) == 0.0
+    for _ in range(3):
+        weight.grad = torch.randn(20, 1) @ torch.randn(1, 6) + 0.3 * torch.randn(20, 6)
+        optimizer.step()
+    state = optimizer.state[weight]
+    values = torch.linalg.svdvals(state["exp_avg"] / (state["exp_avg_sq"].sqrt() + 1e-8)).square()
+    exact = (values[0] / values.sum()).item()
+    assert 0.95 * exact < lad.rank_one_share(weight, optimizer) <= exact * 1.0001   # these two leading values are near each other: slow, and from below
 
 
 def test_micro_batches_are_balanced_and_lose_nothing():

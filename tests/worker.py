@@ -30,7 +30,7 @@ def gradient(folder, out, cfg, device):
     results = {}
     for changes in [dict(objective=o, ratio=r, aggregation=a, micro_tokens=m, kl_coef=k, checkpointing=c) for (o, r, a, k), (m, c) in itertools.product(
             [("grpo", "token", "token", 0.0), ("grpo", "token", "sequence", 0.1), ("fade", "token", "constant", 0.0),
-             ("lad", "token", "token", 0.0), ("lad", "sequence", "sequence", 0.0)],
+             ("lad", "token", "token", 0.0), ("lad", "sequence", "sequence", 0.0), ("entadv", "token", "token", 0.0), ("flowrl", "token", "sequence", 0.0)],
             [(10**6, False), (100, False), (40, True), (1, False)])]:
         now = dataclasses.replace(cfg, **changes)
         model = lad.build_model(folder, now, device)
