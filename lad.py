@@ -162,6 +162,9 @@ def load_config(argv):
     """Config from `--key value` flags (argv has no program name), over a preset, over the defaults. Bad input prints one line with
     file, line, key, value and what was expected, and exits with code 2. `config` (the preset), `resume` and `plan` become attributes."""
     import settings
+    if "--plan" in argv:   # memory, FLOPs and seconds instead of a run
+        import plan
+        plan.main(argv)
     try:
         name, values, resume, plan = settings.read(argv, KNOBS, OBJECTIVES, __doc__)
     except ValueError as error:
