@@ -64,7 +64,7 @@ class Config:
     objective: str = knob("lad", "row of the OBJECTIVES table")
     model: str = knob("Qwen/Qwen2.5-7B", "hub name or folder of a causal LM; 'tiny': made on the spot")
     out: str = knob("", "run directory; empty: runs/<config>-<objective>-s<seed>")
-    seed: int = knob(0, "of data order and sampling", 0)
+    seed: int = knob(0, "of data order and sampling", 0, 2**32 - 1)
     steps: int = knob(400, "rollout batches", 0)
     device: str = knob("cuda", "auto: cuda where there is one", choices=("cuda", "cpu", "auto"))
     # data

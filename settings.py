@@ -30,8 +30,8 @@ def check_value(key, value, where, knobs, objectives=()):
     choices = objectives if key == "objective" else choices
     if choices and value not in choices:
         raise ValueError(f"{where}: {key} = {value!r}{did_you_mean(value, choices)}")
-    if kind in (int, float) and not ((low is None or value >= low) and (high is None or value <= high)):
-        bounds = [f"at least {low}"] * (low is not None) + [f"at most {high}"] * (high is not None)
+    if kind in (int, float) and not (abs(value) < 1e15 and (low is None or value >= low) and (high is None or value <= high)):   # inf and nan are refused, too
+        bounds = ["a number"] + [f"at least {low}"] * (low is not None) + [f"at most {high}"] * (high is not None)
         raise ValueError(f"{where}: {key} = {value!r}: expected {', '.join(bounds)}")
     return value
 
