@@ -228,8 +228,11 @@ def load_data(cfg, tokenizer, evaluation=False):
         chats = {k: v for k, v in row.items() if isinstance(v, list) and v and isinstance(v[0], dict) and "content" in v[0]}
         try:
             text = template.format(**row | {k: v[-1]["content"] for k, v in chats.items()})
-        except (LookupError, ValueError, AttributeError) as error:
+            text.encode()   # half a surrogate pair, which JSON can hold, is no text
+        except (LookupError, ValueError, AttributeError, TypeError) as error:
             die(f"{where}: the prompt template {template[:60]!r} does not fit: {type(error).__name__} {error}; the row has {', '.join(row)} (write a brace that is not a field twice: {{{{ }}}})")
+        if not text.strip() or any(row[key] is None and f"{{{key}}}" in template for key in row):
+            die(f"{where}: its prompt is empty or a field in it is null: {text[:60]!r}; leave such rows out")
         messages = chats.get(template[1:-1]) or [{"role": "system", "content": cfg.system}] * bool(cfg.system) + [{"role": "user", "content": text}]
         if text in seen:
             continue
