@@ -34,6 +34,7 @@ one prompt with its verifiable truth. Log-probabilities are in nats, at the samp
 the responses are "old" if the trainer scored them and "behaviour" if vLLM did.
 """
 import contextlib, dataclasses, datetime, json, logging, math, os, resource, shutil, signal, sys, time, warnings, zlib
+from collections import Counter
 from dataclasses import dataclass
 from functools import partial, reduce
 from pathlib import Path
@@ -141,6 +142,7 @@ class Config:
     # verifier
     verify_workers: int = knob(4, "processes, for each rank", 1)
     verify_timeout: float = knob(10.0, "seconds for one item", 0.1)
+    max_failed: float = knob(0.5, "the run stops when a larger share of a batch's samples could not be scored, or has log-probs from vLLM that are not finite", 0, 1)
     # evaluation, checkpoints, logging
     eval_every: int = knob(20, "steps; 0: only before and after", 0)
     eval_samples: int = knob(8, "K, responses to each held-out prompt", 1)
@@ -318,14 +320,15 @@ def generate(llm, cfg, prompt_ids, n, seed, logprobs=True, progress=False):
                             logprobs=0 if logprobs else None, flat_logprobs=logprobs, detokenize=False)
     outputs = llm.generate([{"prompt_token_ids": ids} for ids in prompt_ids], params, use_tqdm=progress)
     return [[dict(tokens=list(o.token_ids),   # the stop token is the last of them, and is trained
-                  behaviour=list(o.logprobs.logprobs) if logprobs else None,
+                  behaviour=list(o.logprobs.logprobs) if logprobs and o.token_ids else [],
                   truncated=o.finish_reason == "length") for o in out.outputs] for out in outputs]
 
 # ==== 4. Rewards, a batch of scored groups, evaluation =================================================================
 
 def score(verifier, cfg, tokenizer, rows, groups):
     """Fill in each sample's text, `correct` (the verifier's score, in [0, 1]) and `reward` (what is trained on: that, less DAPO's
-    soft overlong penalty, arXiv 2503.14476, eq. 13, with overlong = "shape")."""
+    soft overlong penalty, arXiv 2503.14476, eq. 13, with overlong = "shape"). `failed` says why a sample could not be scored (reward 0), `lost` that
+    its log-probs are not finite: it is not trained on."""
     for row, samples in zip(rows, groups):
         texts = tokenizer.batch_decode([s["tokens"] for s in samples], skip_special_tokens=True)
         for s, text in zip(samples, texts):
@@ -335,6 +338,10 @@ def score(verifier, cfg, tokenizer, rows, groups):
     for s, correct in zip(flat, verifier.score([(cfg.kind, thinking(s) + s["text"], s["row"]["truth"]) for s in flat])):
         over = (len(s["tokens"]) - cfg.max_tokens + cfg.overlong_buffer) / cfg.overlong_buffer
         s.update(correct=correct, reward=correct - (min(1.0, max(0.0, over)) if cfg.overlong == "shape" else 0.0))
+    for s, reason in zip(flat, verifier.reasons):   # a wrong answer is none of these; a lost worker, its error and a truth that cannot be read are
+        s["lost"] = not all(map(math.isfinite, s["behaviour"]))
+        s["behaviour"] = [0.0] * len(s["tokens"]) if s["lost"] else s["behaviour"]
+        s["failed"] = "log-prob not finite" if s["lost"] else reason if ":" in reason or reason == "truth unparsable" else ""
 
 def rollout(llm, cfg, rows, n, step, use, logprobs=True):
     """This rank's share of `rows` and n samples for each. Rank r of W owns rows r, r + W, ..: the ranks' n-th shares together
@@ -540,7 +547,7 @@ def token_scale(cfg, lengths, total_tokens, total_sequences):
     """The weight of a token's loss in the step's loss, for samples of these lengths. Totals are over all ranks
     and micro-batches of the optimizer step: the gradient does not depend on how the batch is split."""
     each = {"token": lambda n: 1 / max(total_tokens, 1),                          # DAPO
-            "sequence": lambda n: 1 / (n * total_sequences),                      # GRPO
+            "sequence": lambda n: 1 / (max(n, 1) * total_sequences),                      # GRPO
             "constant": lambda n: 1 / (cfg.max_tokens * total_sequences)}[cfg.aggregation]   # Dr. GRPO
     return [each(n) for n in lengths]
 
@@ -974,9 +981,9 @@ def set_advantages(groups, drawn, cfg, state):
     flat = [s for g in drawn for s in g]
     sums = dict(samples=len(flat), reward=sum(s["reward"] for s in flat), solve_rate=sum(s["correct"] > 0.5 for s in flat), truncated=sum(s["truncated"] for s in flat),
                 response_tokens=sum(len(s["tokens"]) for s in flat), prompt_tokens=sum(len(s["prompt"]) for s in flat),
-                surprise=-sum(sum(s["behaviour"]) for s in flat), zero_variance=sum(len(g) for g in drawn if len({s["reward"] for s in g}) == 1))
+                surprise=-sum(sum(s["behaviour"]) for s in flat), failed=sum(bool(s["failed"]) for s in flat), zero_variance=sum(len(g) for g in drawn if len({s["reward"] for s in g}) == 1))
     sums = dict(zip(sums, all_reduce(list(sums.values()))))
-    update_state(state, sums["solve_rate"] / sums["samples"], sums.pop("surprise") / sums["response_tokens"], cfg)
+    update_state(state, sums["solve_rate"] / sums["samples"], sums.pop("surprise") / max(sums["response_tokens"], 1), cfg)
     tokens = int(sums["response_tokens"] + sums.pop("prompt_tokens"))
     batch = {key: value / sums["samples"] for key, value in sums.items() if key != "samples"}
     rewards = torch.tensor([[s["reward"] for s in g] for g in groups], dtype=torch.float64).reshape(-1, cfg.group)
@@ -1048,8 +1055,9 @@ def main(argv):
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, on_signal)
 
+    kept = done   # the last step that a checkpoint holds
     for step in range(done, cfg.steps + 1):
-        began = time.time()
+        began, before = time.time(), dict(step=step - 1, state=dict(state), position=position, skipped=skipped)
         if step > done:
             # Rollouts and their rewards, by the policy as it is
             lap, clock = stopwatch()
@@ -1065,9 +1073,15 @@ def main(argv):
 
             # Advantages, from the rewards and the running statistics
             metrics = set_advantages(groups, drawn, cfg, state)
+            if metrics["failed"] > cfg.max_failed:   # better no step than one on rewards that mean nothing
+                if step - 1 > kept:
+                    save_checkpoint(cfg, model, optimizer, anchor, before)
+                why = Counter(s["failed"] for g in drawn for s in g if s["failed"]).most_common(3)
+                die(f"step {step}: {metrics['failed']:.0%} of its samples could not be scored (max_failed = {cfg.max_failed}): " + ", ".join(f"{n} x {reason}" for reason, n in why)
+                    + f"; step {step - 1} is saved and nothing was trained on them: mend the verifier or the data, then --resume {out}")
 
             # Updates: `epochs` passes of `minibatches` optimizer steps
-            samples = [s for s in samples if not (s["truncated"] and cfg.overlong == "mask")]
+            samples = [s for s in samples if not (s["truncated"] and cfg.overlong == "mask" or s["lost"])]
             lr = optimizer.param_groups[0]["lr"] = cfg.lr * min(1.0, step / max(cfg.warmup, 1))
             stats, norms, M = [], [], cfg.minibatches
             for i in [*range(M)] * cfg.epochs:
