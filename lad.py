@@ -859,20 +859,28 @@ def rank_one_share(weight, optimizer):
 def append(cfg, name, **fields):
     """One line of the run's metrics.jsonl or samples.jsonl, flushed; rank 0 only."""
     if rank() == 0:
-        with open(Path(cfg.out) / name, "a") as f:
-            f.write(json.dumps(fields) + "\n")
+        try:
+            with open(Path(cfg.out) / name, "a") as f:
+                f.write(json.dumps(fields) + "\n")
+        except OSError as error:
+            last = max([int(c.name[5:]) for c in checkpoints(cfg)], default=0)
+            die(f"{error}: {len(json.dumps(fields)):,} bytes of {name} needed, {shutil.disk_usage(cfg.out).free:,} free; the run stops, whole up to step {last}: make room, then --resume {cfg.out}")
+
+def replace(path, text):
+    """Write a whole file; who is killed meanwhile leaves the old one."""
+    path.with_suffix(".tmp").write_text(text)
+    path.with_suffix(".tmp").rename(path)
 
 def rewind(cfg, step):
     """Forget the log lines after the checkpoint of `step`, a torn last one included."""
     for path in (Path(cfg.out) / name for name in ("metrics.jsonl", "samples.jsonl")):
         if rank() == 0 and path.exists():
             lines = [line for line in path.read_text().splitlines(True) if line.endswith("\n") and json.loads(line)["step"] <= step]
-            path.with_suffix(".tmp").write_text("".join(lines))
-            path.with_suffix(".tmp").rename(path)
+            replace(path, "".join(lines))
 
 def save_checkpoint(cfg, model, optimizer, anchor, progress):
     """checkpoints/step_N, sharded: weights and Adam's moments as safetensors (no pickle), the rest as JSON. It is written
-    under a temporary name and renamed, so that a folder of the final name is whole."""
+    under a temporary name and renamed, so that a folder of the final name is whole. False, and a warning, if that failed."""
     import torch.distributed.checkpoint as dcp
     from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
     final = Path(cfg.out) / "checkpoints" / f"step_{progress['step']}"
@@ -880,15 +888,25 @@ def save_checkpoint(cfg, model, optimizer, anchor, progress):
     if rank() == 0:
         shutil.rmtree(temporary, ignore_errors=True)
     dist.barrier()
-    dcp.save(checkpoint_tensors(model, optimizer, anchor), storage_writer=HuggingFaceStorageWriter(str(temporary), save_distributed=True))
+    tensors, updates, error = checkpoint_tensors(model, optimizer, anchor), next((int(s["step"]) for s in optimizer.state.values()), 0), None
+    try:
+        dcp.save(tensors, storage_writer=HuggingFaceStorageWriter(str(temporary), save_distributed=True))
+        if rank() == 0:
+            (temporary / "state.json").write_text(json.dumps(dict(progress, updates=updates, model=cfg.model, objective=cfg.objective, data=cfg.data, seed=cfg.seed)))
+    except (Exception, dcp.api.CheckpointException) as failure:   # a full disk, most likely
+        error = failure
+    if all_reduce([error is not None], "max")[0]:
+        shutil.rmtree(temporary, ignore_errors=True)
+        print0(f"warning   checkpoint of step {progress['step']} not written: {sum(p.numel() * p.element_size() for p in tensors.values()) / 1e6:,.1f} MB needed, "
+               f"{shutil.disk_usage(cfg.out).free / 1e6:,.1f} MB free; {[c.name for c in checkpoints(cfg)] or 'none'} kept, the run continues: make room before the next one ({one_line(error)[-150:]})")
+        return False
     if rank() == 0:
-        updates = next((int(s["step"]) for s in optimizer.state.values()), 0)
-        (temporary / "state.json").write_text(json.dumps(dict(progress, updates=updates, model=cfg.model, objective=cfg.objective, data=cfg.data, seed=cfg.seed)))
         shutil.rmtree(final, ignore_errors=True)
         temporary.rename(final)
         for old in checkpoints(cfg)[: -cfg.checkpoint_keep]:
             shutil.rmtree(old)
     dist.barrier()
+    return True
 
 def checkpoint_tensors(model, optimizer, anchor):
     """{name: weight}, {moment.name: Adam's} and {anchor.name: a moving reference's}, the very tensors: saved from, and loaded into."""
@@ -929,8 +947,12 @@ def export(cfg, model, tokenizer, folder):
             shell = AutoModelForCausalLM.from_config(model.config, dtype=dtype)
         with contextlib.suppress(OSError):   # not every model has one
             shell.generation_config = GenerationConfig.from_pretrained(folder)
-        shell.save_pretrained(Path(cfg.out) / "hf", state_dict=weights)
-        tokenizer.save_pretrained(Path(cfg.out) / "hf")
+        try:
+            shell.save_pretrained(Path(cfg.out) / "hf", state_dict=weights)
+            tokenizer.save_pretrained(Path(cfg.out) / "hf")
+        except Exception as error:
+            die(f"{cfg.out}/hf not written: {one_line(error)}; {sum(w.numel() * w.element_size() for w in weights.values()) / 1e6:,.1f} MB needed, {shutil.disk_usage(cfg.out).free / 1e6:,.1f} MB free; "
+                f"the checkpoints are whole: make room, then --resume {cfg.out}")
     dist.barrier()
 
 # ==== 9. main: set-up, then the loop ===================================================================================
@@ -1030,7 +1052,7 @@ def main(argv):
             aside = out.rename(out.with_name(f"{out.name}.{time.strftime('%Y%m%d-%H%M%S')}"))
             print(f"run       {out} was there: moved to {aside} (--resume goes on instead)")
         (out / "source").mkdir(parents=True, exist_ok=True)
-        (out / "config.toml").write_text("".join(f"{k} = {json.dumps(v)}\n" for k, v in dataclasses.asdict(cfg).items()))
+        replace(out / "config.toml", "".join(f"{k} = {json.dumps(v)}\n" for k, v in dataclasses.asdict(cfg).items()))
         for module in list(sys.modules.values()):   # the files as run: this one, and what it imports from beside it
             if Path(getattr(module, "__file__", None) or "/").parent == HERE:
                 shutil.copy(module.__file__, out / "source")
@@ -1117,9 +1139,9 @@ def main(argv):
                 print0(f"  trained on  {s['row']['prompt'][-60:]!r} -> {s['text'][:80]!r}  reward {s['reward']:g}")
         stopping = int(all_reduce([stop[0][0] if stop else 0], "max")[0])
         if step > done and (stopping or step == cfg.steps or (cfg.checkpoint_every and step % cfg.checkpoint_every == 0)):
-            save_checkpoint(cfg, model, optimizer, anchor, dict(step=step, state=state, position=position, skipped=skipped))
+            kept = step if save_checkpoint(cfg, model, optimizer, anchor, dict(step=step, state=state, position=position, skipped=skipped)) else kept
         if stopping and step < cfg.steps:
-            print0(f"run       stopped by a signal after step {step}; go on with: python {sys.argv[0]} --resume {out}")
+            print0(f"run       stopped by a signal after step {step}{f', saved up to step {kept}' * (kept < step)}; go on with: python {sys.argv[0]} --resume {out}")
             raise SystemExit(128 + stopping)
 
     export(cfg, model, tokenizer, folder)
