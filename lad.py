@@ -1068,9 +1068,9 @@ def main(argv):
     rewind(cfg, done if done else -1)
     print0(f"run       {out}: {cfg.objective}, {sum(p.numel() for p in model.parameters()):,} parameters, {world()} x {device.type}, {done} of {cfg.steps} steps done")
 
-    stop = []   # SIGTERM or Ctrl-C: finish the step, save, leave. Again: leave at once (torchrun doubles a Ctrl-C, hence the 3 s)
+    stop = []   # SIGTERM or Ctrl-C: finish the step, save, leave. Again: leave at once (a batch system's SIGTERM comes twice, from it and from torchrun, hence the 3 s)
     def on_signal(number, frame):
-        if stop and time.time() - stop[0][1] > 3:
+        if stop and time.time() - stop[0][1] > (0.2 if number == signal.SIGINT else 3):
             os._exit(128 + number)
         stop.append((number, time.time()))
         print0("run       finishing this step, then saving; once more leaves at once") if len(stop) == 1 else None
