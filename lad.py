@@ -33,7 +33,7 @@ Conventions: B prompts, G responses to each, T tokens, N packed tokens, H hidden
 one prompt with its verifiable truth. Log-probabilities are in nats, at the sampling temperature; those of the policy that wrote
 the responses are "old" if the trainer scored them and "behaviour" if vLLM did.
 """
-import contextlib, dataclasses, datetime, json, logging, math, os, resource, shutil, signal, sys, time, warnings, zlib
+import atexit, contextlib, dataclasses, datetime, json, logging, math, os, resource, shutil, signal, sys, threading, time, warnings, zlib
 from collections import Counter
 from dataclasses import dataclass
 from functools import partial, reduce
@@ -957,6 +957,34 @@ def export(cfg, model, tokenizer, folder):
 
 # ==== 9. main: set-up, then the loop ===================================================================================
 
+def watch(seconds=40):
+    """A thread that ends this process when another rank has not been heard of for so long, and says which: a collective would wait for it for hours.
+    Each rank keeps a clock going in the store that the ranks met at, and looks at the next one's."""
+    store = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False, timeout=datetime.timedelta(seconds=seconds))
+    over, after = threading.Event(), (rank() + 1) % world()
+    def beat():
+        heard, since, lost = None, time.time(), ""
+        while not over.wait(2):
+            try:
+                store.set(f"lad beat {rank()}", str(time.time()))
+                if (now := store.get(f"lad beat {after}")) != heard:
+                    heard, since = now, time.time()
+                elif time.time() - since > seconds:
+                    store.set("lad lost", f"rank {after}")
+                lost = store.get("lad lost").decode() if store.check(["lad lost"]) else ""
+            except RuntimeError:
+                lost = f"rank {after}" if heard is None else "rank 0, or the machine that keeps the ranks' store,"
+            if lost and not over.is_set():
+                print(f"lad.py: error: {lost} has not been heard of for {seconds} s: rank {rank()} leaves; --resume goes on from the last checkpoint", file=sys.stderr, flush=True)
+                os._exit(1)
+    def wait_for_verdict(*error):   # gloo tells of a broken connection at once, but not whose
+        sys.__excepthook__(*error)
+        over.wait(2 * seconds) if "gloo" in str(error[1]) else None
+    sys.excepthook = wait_for_verdict
+    threading.Thread(target=beat, daemon=True).start()
+    atexit.register(over.set)
+    return over
+
 def set_up(cfg):
     """Join the process group (of one, if torchrun did not start us) and return this rank's device."""
     cuda = torch.cuda.is_available() and cfg.device != "cpu"
@@ -1077,6 +1105,8 @@ def main(argv):
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, on_signal)
 
+    over = watch() if world() > 1 else threading.Event()
+    dist.group.WORLD.set_timeout(datetime.timedelta(hours=1))   # nothing is downloaded any more
     kept = done   # the last step that a checkpoint holds
     for step in range(done, cfg.steps + 1):
         began, before = time.time(), dict(step=step - 1, state=dict(state), position=position, skipped=skipped)
@@ -1117,6 +1147,9 @@ def main(argv):
             # The rest is diagnostics
             finite = [x for x in norms if math.isfinite(x)]
             seconds, skipped = time.time() - began, skipped + len(norms) - len(finite)
+            if len(finite) < len(norms):
+                print0(f"warning   step {step}: {len(norms) - len(finite)} of {len(norms)} optimizer steps skipped, their gradient was not finite ({skipped} so far)")
+            stats = [s for s, x in zip(stats, norms) if math.isfinite(x)] or [dict.fromkeys(STATS, 0.0)]   # else their NaN would be the log's
             metrics = dict(step=step, objective=cfg.objective, lr=lr, **metrics, **{k: sum(s[k] for s in stats) / len(stats) for k in STATS if k != "ratio_max"},
                            ratio_max=max(s["ratio_max"] for s in stats), grad_norm=sum(finite) / max(len(finite), 1), skipped=skipped,
                            rank_one=rank_one_share(model.lm_head.weight, optimizer), seconds=seconds, **clock,
@@ -1149,6 +1182,8 @@ def main(argv):
         import plot
         plot.report(out)
     verifier.close()
+    dist.barrier()
+    over.set()
     dist.barrier()   # vLLM takes the process group down as it leaves
 
 if __name__ == "__main__":
