@@ -33,7 +33,8 @@ Conventions: B prompts, G responses to each, T tokens, N packed tokens, H hidden
 one prompt with its verifiable truth. Log-probabilities are in nats, at the sampling temperature; those of the policy that wrote
 the responses are "old" if the trainer scored them and "behaviour" if vLLM did.
 """
-import contextlib, dataclasses, datetime, json, logging, math, os, resource, shutil, signal, sys, time, warnings, zlib
+import atexit, contextlib, dataclasses, datetime, json, logging, math, os, resource, shutil, signal, sys, threading, time, warnings, zlib
+from collections import Counter
 from dataclasses import dataclass
 from functools import partial, reduce
 from pathlib import Path
@@ -64,7 +65,7 @@ class Config:
     objective: str = knob("lad", "row of the OBJECTIVES table")
     model: str = knob("Qwen/Qwen2.5-7B", "hub name or folder of a causal LM; 'tiny': made on the spot")
     out: str = knob("", "run directory; empty: runs/<config>-<objective>-s<seed>")
-    seed: int = knob(0, "of data order and sampling", 0)
+    seed: int = knob(0, "of data order and sampling", 0, 2**32 - 1)
     steps: int = knob(400, "rollout batches", 0)
     device: str = knob("cuda", "auto: cuda where there is one", choices=("cuda", "cpu", "auto"))
     # data
@@ -142,6 +143,7 @@ class Config:
     # verifier
     verify_workers: int = knob(4, "processes, for each rank", 1)
     verify_timeout: float = knob(10.0, "seconds for one item", 0.1)
+    max_failed: float = knob(0.5, "the run stops when a larger share of a batch's samples could not be scored, or has log-probs from vLLM that are not finite", 0, 1)
     # evaluation, checkpoints, logging
     eval_every: int = knob(20, "steps; 0: only before and after", 0)
     eval_samples: int = knob(8, "K, responses to each held-out prompt", 1)
@@ -163,6 +165,9 @@ def load_config(argv):
     """Config from `--key value` flags (argv has no program name), over a preset, over the defaults. Bad input prints one line with
     file, line, key, value and what was expected, and exits with code 2. `config` (the preset), `resume` and `plan` become attributes."""
     import settings
+    if "--plan" in argv:   # memory, FLOPs and seconds instead of a run
+        import plan
+        plan.main(argv)
     try:
         name, values, resume, plan = settings.read(argv, KNOBS, OBJECTIVES, __doc__)
     except ValueError as error:
@@ -226,8 +231,11 @@ def load_data(cfg, tokenizer, evaluation=False):
         chats = {k: v for k, v in row.items() if isinstance(v, list) and v and isinstance(v[0], dict) and "content" in v[0]}
         try:
             text = template.format(**row | {k: v[-1]["content"] for k, v in chats.items()})
-        except (LookupError, ValueError, AttributeError) as error:
+            text.encode()   # half a surrogate pair, which JSON can hold, is no text
+        except (LookupError, ValueError, AttributeError, TypeError) as error:
             die(f"{where}: the prompt template {template[:60]!r} does not fit: {type(error).__name__} {error}; the row has {', '.join(row)} (write a brace that is not a field twice: {{{{ }}}})")
+        if not text.strip() or any(row[key] is None and f"{{{key}}}" in template for key in row):
+            die(f"{where}: its prompt is empty or a field in it is null: {text[:60]!r}; leave such rows out")
         messages = chats.get(template[1:-1]) or [{"role": "system", "content": cfg.system}] * bool(cfg.system) + [{"role": "user", "content": text}]
         if text in seen:
             continue
@@ -313,14 +321,15 @@ def generate(llm, cfg, prompt_ids, n, seed, logprobs=True, progress=False):
                             logprobs=0 if logprobs else None, flat_logprobs=logprobs, detokenize=False)
     outputs = llm.generate([{"prompt_token_ids": ids} for ids in prompt_ids], params, use_tqdm=progress)
     return [[dict(tokens=list(o.token_ids),   # the stop token is the last of them, and is trained
-                  behaviour=list(o.logprobs.logprobs) if logprobs else None,
+                  behaviour=list(o.logprobs.logprobs) if logprobs and o.token_ids else [],
                   truncated=o.finish_reason == "length") for o in out.outputs] for out in outputs]
 
 # ==== 4. Rewards, a batch of scored groups, evaluation =================================================================
 
 def score(verifier, cfg, tokenizer, rows, groups):
     """Fill in each sample's text, `correct` (the verifier's score, in [0, 1]) and `reward` (what is trained on: that, less DAPO's
-    soft overlong penalty, arXiv 2503.14476, eq. 13, with overlong = "shape")."""
+    soft overlong penalty, arXiv 2503.14476, eq. 13, with overlong = "shape"). `failed` says why a sample could not be scored (reward 0), `lost` that
+    its log-probs are not finite: it is not trained on."""
     for row, samples in zip(rows, groups):
         texts = tokenizer.batch_decode([s["tokens"] for s in samples], skip_special_tokens=True)
         for s, text in zip(samples, texts):
@@ -330,6 +339,10 @@ def score(verifier, cfg, tokenizer, rows, groups):
     for s, correct in zip(flat, verifier.score([(cfg.kind, thinking(s) + s["text"], s["row"]["truth"]) for s in flat])):
         over = (len(s["tokens"]) - cfg.max_tokens + cfg.overlong_buffer) / cfg.overlong_buffer
         s.update(correct=correct, reward=correct - (min(1.0, max(0.0, over)) if cfg.overlong == "shape" else 0.0))
+    for s, reason in zip(flat, verifier.reasons):   # a wrong answer is none of these; a lost worker, its error and a truth that cannot be read are
+        s["lost"] = not all(map(math.isfinite, s["behaviour"]))
+        s["behaviour"] = [0.0] * len(s["tokens"]) if s["lost"] else s["behaviour"]
+        s["failed"] = "log-prob not finite" if s["lost"] else reason if ":" in reason or reason == "truth unparsable" else ""
 
 def rollout(llm, cfg, rows, n, step, use, logprobs=True):
     """This rank's share of `rows` and n samples for each. Rank r of W owns rows r, r + W, ..: the ranks' n-th shares together
@@ -533,7 +546,7 @@ def token_scale(cfg, lengths, total_tokens, total_sequences):
     """The weight of a token's loss in the step's loss, for samples of these lengths. Totals are over all ranks
     and micro-batches of the optimizer step: the gradient does not depend on how the batch is split."""
     each = {"token": lambda n: 1 / max(total_tokens, 1),                          # DAPO
-            "sequence": lambda n: 1 / (n * total_sequences),                      # GRPO
+            "sequence": lambda n: 1 / (max(n, 1) * total_sequences),                      # GRPO
             "constant": lambda n: 1 / (cfg.max_tokens * total_sequences)}[cfg.aggregation]   # Dr. GRPO
     return [each(n) for n in lengths]
 
@@ -847,20 +860,28 @@ def rank_one_share(weight, optimizer):
 def append(cfg, name, **fields):
     """One line of the run's metrics.jsonl or samples.jsonl, flushed; rank 0 only."""
     if rank() == 0:
-        with open(Path(cfg.out) / name, "a") as f:
-            f.write(json.dumps(fields) + "\n")
+        try:
+            with open(Path(cfg.out) / name, "a") as f:
+                f.write(json.dumps(fields) + "\n")
+        except OSError as error:
+            last = max([int(c.name[5:]) for c in checkpoints(cfg)], default=0)
+            die(f"{error}: {len(json.dumps(fields)):,} bytes of {name} needed, {shutil.disk_usage(cfg.out).free:,} free; the run stops, whole up to step {last}: make room, then --resume {cfg.out}")
+
+def replace(path, text):
+    """Write a whole file; who is killed meanwhile leaves the old one."""
+    path.with_suffix(".tmp").write_text(text)
+    path.with_suffix(".tmp").rename(path)
 
 def rewind(cfg, step):
     """Forget the log lines after the checkpoint of `step`, a torn last one included."""
     for path in (Path(cfg.out) / name for name in ("metrics.jsonl", "samples.jsonl")):
         if rank() == 0 and path.exists():
             lines = [line for line in path.read_text().splitlines(True) if line.endswith("\n") and json.loads(line)["step"] <= step]
-            path.with_suffix(".tmp").write_text("".join(lines))
-            path.with_suffix(".tmp").rename(path)
+            replace(path, "".join(lines))
 
 def save_checkpoint(cfg, model, optimizer, anchor, progress):
     """checkpoints/step_N, sharded: weights and Adam's moments as safetensors (no pickle), the rest as JSON. It is written
-    under a temporary name and renamed, so that a folder of the final name is whole."""
+    under a temporary name and renamed, so that a folder of the final name is whole. False, and a warning, if that failed."""
     import torch.distributed.checkpoint as dcp
     from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
     final = Path(cfg.out) / "checkpoints" / f"step_{progress['step']}"
@@ -868,15 +889,25 @@ def save_checkpoint(cfg, model, optimizer, anchor, progress):
     if rank() == 0:
         shutil.rmtree(temporary, ignore_errors=True)
     dist.barrier()
-    dcp.save(checkpoint_tensors(model, optimizer, anchor), storage_writer=HuggingFaceStorageWriter(str(temporary), save_distributed=True))
+    tensors, updates, error = checkpoint_tensors(model, optimizer, anchor), next((int(s["step"]) for s in optimizer.state.values()), 0), None
+    try:
+        dcp.save(tensors, storage_writer=HuggingFaceStorageWriter(str(temporary), save_distributed=True))
+        if rank() == 0:
+            (temporary / "state.json").write_text(json.dumps(dict(progress, updates=updates, model=cfg.model, objective=cfg.objective, data=cfg.data, seed=cfg.seed)))
+    except (Exception, dcp.api.CheckpointException) as failure:   # a full disk, most likely
+        error = failure
+    if all_reduce([error is not None], "max")[0]:
+        shutil.rmtree(temporary, ignore_errors=True)
+        print0(f"warning   checkpoint of step {progress['step']} not written: {sum(p.numel() * p.element_size() for p in tensors.values()) / 1e6:,.1f} MB needed, "
+               f"{shutil.disk_usage(cfg.out).free / 1e6:,.1f} MB free; {[c.name for c in checkpoints(cfg)] or 'none'} kept, the run continues: make room before the next one ({one_line(error)[-150:]})")
+        return False
     if rank() == 0:
-        updates = next((int(s["step"]) for s in optimizer.state.values()), 0)
-        (temporary / "state.json").write_text(json.dumps(dict(progress, updates=updates, model=cfg.model, objective=cfg.objective, data=cfg.data, seed=cfg.seed)))
         shutil.rmtree(final, ignore_errors=True)
         temporary.rename(final)
         for old in checkpoints(cfg)[: -cfg.checkpoint_keep]:
             shutil.rmtree(old)
     dist.barrier()
+    return True
 
 def checkpoint_tensors(model, optimizer, anchor):
     """{name: weight}, {moment.name: Adam's} and {anchor.name: a moving reference's}, the very tensors: saved from, and loaded into."""
@@ -917,11 +948,43 @@ def export(cfg, model, tokenizer, folder):
             shell = AutoModelForCausalLM.from_config(model.config, dtype=dtype)
         with contextlib.suppress(OSError):   # not every model has one
             shell.generation_config = GenerationConfig.from_pretrained(folder)
-        shell.save_pretrained(Path(cfg.out) / "hf", state_dict=weights)
-        tokenizer.save_pretrained(Path(cfg.out) / "hf")
+        try:
+            shell.save_pretrained(Path(cfg.out) / "hf", state_dict=weights)
+            tokenizer.save_pretrained(Path(cfg.out) / "hf")
+        except Exception as error:
+            die(f"{cfg.out}/hf not written: {one_line(error)}; {sum(w.numel() * w.element_size() for w in weights.values()) / 1e6:,.1f} MB needed, {shutil.disk_usage(cfg.out).free / 1e6:,.1f} MB free; "
+                f"the checkpoints are whole: make room, then --resume {cfg.out}")
     dist.barrier()
 
 # ==== 9. main: set-up, then the loop ===================================================================================
+
+def watch(seconds=40):
+    """A thread that ends this process when another rank has not been heard of for so long, and says which: a collective would wait for it for hours.
+    Each rank keeps a clock going in the store that the ranks met at, and looks at the next one's."""
+    store = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False, timeout=datetime.timedelta(seconds=seconds))
+    over, after = threading.Event(), (rank() + 1) % world()
+    def beat():
+        heard, since, lost = None, time.time(), ""
+        while not over.wait(2):
+            try:
+                store.set(f"lad beat {rank()}", str(time.time()))
+                if (now := store.get(f"lad beat {after}")) != heard:
+                    heard, since = now, time.time()
+                elif time.time() - since > seconds:
+                    store.set("lad lost", f"rank {after}")
+                lost = store.get("lad lost").decode() if store.check(["lad lost"]) else ""
+            except RuntimeError:
+                lost = f"rank {after}" if heard is None else "rank 0, or the machine that keeps the ranks' store,"
+            if lost and not over.is_set():
+                print(f"lad.py: error: {lost} has not been heard of for {seconds} s: rank {rank()} leaves; --resume goes on from the last checkpoint", file=sys.stderr, flush=True)
+                os._exit(1)
+    def wait_for_verdict(*error):   # gloo tells of a broken connection at once, but not whose
+        sys.__excepthook__(*error)
+        over.wait(2 * seconds) if "gloo" in str(error[1]) else None
+    sys.excepthook = wait_for_verdict
+    threading.Thread(target=beat, daemon=True).start()
+    atexit.register(over.set)
+    return over
 
 def set_up(cfg):
     """Join the process group (of one, if torchrun did not start us) and return this rank's device."""
@@ -966,9 +1029,9 @@ def set_advantages(groups, drawn, cfg, state):
     flat = [s for g in drawn for s in g]
     sums = dict(samples=len(flat), reward=sum(s["reward"] for s in flat), solve_rate=sum(s["correct"] > 0.5 for s in flat), truncated=sum(s["truncated"] for s in flat),
                 response_tokens=sum(len(s["tokens"]) for s in flat), prompt_tokens=sum(len(s["prompt"]) for s in flat),
-                surprise=-sum(sum(s["behaviour"]) for s in flat), zero_variance=sum(len(g) for g in drawn if len({s["reward"] for s in g}) == 1))
+                surprise=-sum(sum(s["behaviour"]) for s in flat), failed=sum(bool(s["failed"]) for s in flat), zero_variance=sum(len(g) for g in drawn if len({s["reward"] for s in g}) == 1))
     sums = dict(zip(sums, all_reduce(list(sums.values()))))
-    update_state(state, sums["solve_rate"] / sums["samples"], sums.pop("surprise") / sums["response_tokens"], cfg)
+    update_state(state, sums["solve_rate"] / sums["samples"], sums.pop("surprise") / max(sums["response_tokens"], 1), cfg)
     tokens = int(sums["response_tokens"] + sums.pop("prompt_tokens"))
     batch = {key: value / sums["samples"] for key, value in sums.items() if key != "samples"}
     rewards = torch.tensor([[s["reward"] for s in g] for g in groups], dtype=torch.float64).reshape(-1, cfg.group)
@@ -1015,7 +1078,7 @@ def main(argv):
             aside = out.rename(out.with_name(f"{out.name}.{time.strftime('%Y%m%d-%H%M%S')}"))
             print(f"run       {out} was there: moved to {aside} (--resume goes on instead)")
         (out / "source").mkdir(parents=True, exist_ok=True)
-        (out / "config.toml").write_text("".join(f"{k} = {json.dumps(v)}\n" for k, v in dataclasses.asdict(cfg).items()))
+        replace(out / "config.toml", "".join(f"{k} = {json.dumps(v)}\n" for k, v in dataclasses.asdict(cfg).items()))
         for module in list(sys.modules.values()):   # the files as run: this one, and what it imports from beside it
             if Path(getattr(module, "__file__", None) or "/").parent == HERE:
                 shutil.copy(module.__file__, out / "source")
@@ -1031,17 +1094,20 @@ def main(argv):
     rewind(cfg, done if done else -1)
     print0(f"run       {out}: {cfg.objective}, {sum(p.numel() for p in model.parameters()):,} parameters, {world()} x {device.type}, {done} of {cfg.steps} steps done")
 
-    stop = []   # SIGTERM or Ctrl-C: finish the step, save, leave. Again: leave at once (torchrun doubles a Ctrl-C, hence the 3 s)
+    stop = []   # SIGTERM or Ctrl-C: finish the step, save, leave. Again: leave at once (a batch system's SIGTERM comes twice, from it and from torchrun, hence the 3 s)
     def on_signal(number, frame):
-        if stop and time.time() - stop[0][1] > 3:
+        if stop and time.time() - stop[0][1] > (0.2 if number == signal.SIGINT else 3):
             os._exit(128 + number)
         stop.append((number, time.time()))
         print0("run       finishing this step, then saving; once more leaves at once") if len(stop) == 1 else None
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, on_signal)
 
+    over = watch() if world() > 1 else threading.Event()
+    dist.group.WORLD.set_timeout(datetime.timedelta(hours=1))   # nothing is downloaded any more
+    kept = done   # the last step that a checkpoint holds
     for step in range(done, cfg.steps + 1):
-        began = time.time()
+        began, before = time.time(), dict(step=step - 1, state=dict(state), position=position, skipped=skipped)
         if step > done:
             # Rollouts and their rewards, by the policy as it is
             lap, clock = stopwatch()
@@ -1057,9 +1123,15 @@ def main(argv):
 
             # Advantages, from the rewards and the running statistics
             metrics = set_advantages(groups, drawn, cfg, state)
+            if metrics["failed"] > cfg.max_failed:   # better no step than one on rewards that mean nothing
+                if step - 1 > kept:
+                    save_checkpoint(cfg, model, optimizer, anchor, before)
+                why = Counter(s["failed"] for g in drawn for s in g if s["failed"]).most_common(3)
+                die(f"step {step}: {metrics['failed']:.0%} of its samples could not be scored (max_failed = {cfg.max_failed}): " + ", ".join(f"{n} x {reason}" for reason, n in why)
+                    + f"; step {step - 1} is saved and nothing was trained on them: mend the verifier or the data, then --resume {out}")
 
             # Updates: `epochs` passes of `minibatches` optimizer steps
-            samples = [s for s in samples if not (s["truncated"] and cfg.overlong == "mask")]
+            samples = [s for s in samples if not (s["truncated"] and cfg.overlong == "mask" or s["lost"])]
             lr = optimizer.param_groups[0]["lr"] = cfg.lr * min(1.0, step / max(cfg.warmup, 1))
             stats, norms, M = [], [], cfg.minibatches
             for i in [*range(M)] * cfg.epochs:
@@ -1073,6 +1145,9 @@ def main(argv):
             # The rest is diagnostics
             finite = [x for x in norms if math.isfinite(x)]
             seconds, skipped = time.time() - began, skipped + len(norms) - len(finite)
+            if len(finite) < len(norms):
+                print0(f"warning   step {step}: {len(norms) - len(finite)} of {len(norms)} optimizer steps skipped, their gradient was not finite ({skipped} so far)")
+            stats = [s for s, x in zip(stats, norms) if math.isfinite(x)] or [dict.fromkeys(STATS, 0.0)]   # else their NaN would be the log's
             metrics = dict(step=step, objective=cfg.objective, lr=lr, **metrics, **{k: sum(s[k] for s in stats) / len(stats) for k in STATS if k != "ratio_max"},
                            ratio_max=max(s["ratio_max"] for s in stats), grad_norm=sum(finite) / max(len(finite), 1), skipped=skipped,
                            rank_one=rank_one_share(model.lm_head.weight, optimizer), seconds=seconds, **clock,
@@ -1095,9 +1170,9 @@ def main(argv):
                 print0(f"  trained on  {s['row']['prompt'][-60:]!r} -> {s['text'][:80]!r}  reward {s['reward']:g}")
         stopping = int(all_reduce([stop[0][0] if stop else 0], "max")[0])
         if step > done and (stopping or step == cfg.steps or (cfg.checkpoint_every and step % cfg.checkpoint_every == 0)):
-            save_checkpoint(cfg, model, optimizer, anchor, dict(step=step, state=state, position=position, skipped=skipped))
+            kept = step if save_checkpoint(cfg, model, optimizer, anchor, dict(step=step, state=state, position=position, skipped=skipped)) else kept
         if stopping and step < cfg.steps:
-            print0(f"run       stopped by a signal after step {step}; go on with: python {sys.argv[0]} --resume {out}")
+            print0(f"run       stopped by a signal after step {step}{f', saved up to step {kept}' * (kept < step)}; go on with: python {sys.argv[0]} --resume {out}")
             raise SystemExit(128 + stopping)
 
     export(cfg, model, tokenizer, folder)
@@ -1105,6 +1180,8 @@ def main(argv):
         import plot
         plot.report(out)
     verifier.close()
+    dist.barrier()
+    over.set()
     dist.barrier()   # vLLM takes the process group down as it leaves
 
 if __name__ == "__main__":

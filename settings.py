@@ -30,8 +30,8 @@ def check_value(key, value, where, knobs, objectives=()):
     choices = objectives if key == "objective" else choices
     if choices and value not in choices:
         raise ValueError(f"{where}: {key} = {value!r}{did_you_mean(value, choices)}")
-    if kind in (int, float) and not ((low is None or value >= low) and (high is None or value <= high)):
-        bounds = [f"at least {low}"] * (low is not None) + [f"at most {high}"] * (high is not None)
+    if kind in (int, float) and not (abs(value) < 1e15 and (low is None or value >= low) and (high is None or value <= high)):   # inf and nan are refused, too
+        bounds = ["a number"] + [f"at least {low}"] * (low is not None) + [f"at most {high}"] * (high is not None)
         raise ValueError(f"{where}: {key} = {value!r}: expected {', '.join(bounds)}")
     return value
 
@@ -65,7 +65,7 @@ def read_preset(name, knobs, objectives):
 def show_help(knobs, objectives, text):
     print(text, "\nflags:\n  --config NAME     preset in configs.toml, or a .toml file (default: the values below)\n"
           "  --resume [DIR]    go on from the newest checkpoint of that run (default: of --out)\n"
-          "  --plan            say what the run will need of memory and time, and stop: no GPU and no weights are touched (see plan.py)\n"
+          "  --plan            say what the run will need of memory and time, and stop: no GPU and no weights are touched (with --gpus N, --gpu_memory GiB, see plan.py)\n"
           f"  --objective NAME  {', '.join(objectives)}\n\nknobs (--key value):")
     for name, f in knobs.items():
         choices = f" [{'|'.join(f.metadata['choices'])}]" if f.metadata["choices"] else ""

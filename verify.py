@@ -5,15 +5,15 @@ r"""Verifiable rewards for math answers, programs and countdown puzzles: 1.0 or 
     python verify.py FILE.jsonl                      # the same, as a command
 
 Kinds: math (the last \boxed{}), math:answer (the last "Answer:" line), math:number (the last number), code, countdown:
-the preset chooses. Reasons: "" (wrong), no answer found, too long, too large, timeout, crashed, truth unparsable.
+the preset chooses. Reasons: "" (wrong), no answer found, too long, too large, timeout, crashed, truth unparsable;
+with a colon ("timeout: worker replaced") they are the verifier's own failures.
 Covered: numbers, exactly; expressions, equations, inequalities, intervals, unions, matrices, sets, lists, tuples, \pm,
 units, percent, words; truths that are strings, numbers or lists of alternatives; programs as sandbox.py says. What is
 not bounded work runs in processes that are killed. Not covered: proofs, sets by a condition, conversion of units,
 answers over 400 characters, a <think> that stands in the prompt (pass it along).
 Errors: ValueError for an unknown kind; RuntimeError where workers cannot start or code cannot be run safely.
 """
-import ast, collections, concurrent.futures, json, logging, operator, os, random, re, resource, select, signal
-import subprocess, sys, threading, time
+import ast, collections, concurrent.futures, json, logging, operator, os, random, re, resource, select, signal, subprocess, sys, threading, time
 from fractions import Fraction
 
 from sandbox import Sandbox, attempt, code_judge
@@ -377,6 +377,7 @@ def worker_main(role, timeout, mode):
     except OSError as error:
         return print(json.dumps(["refused", str(error)]), file=reply)
     print(json.dumps(["ready", sandbox.mode if sandbox else ""]), file=reply)
+    os.dup2(1, 2)                                       # from here on nothing of an item reaches the caller's log
     for line in sys.stdin:
         signal.setitimer(signal.ITIMER_REAL, timeout + 5)      # the kernel ends an orphan that hangs
         try:
@@ -423,7 +424,7 @@ class Verifier:
             attempt(worker.stdin.close)
             self.live.discard(worker)
             delattr(self.mine, role)
-            return 0.0, "timeout" if isinstance(error, TimeoutError) else "crashed"
+            return 0.0, ("timeout" if isinstance(error, TimeoutError) else "crashed") + ": worker replaced"
 
     def ask(self, worker, line, seconds):
         """A worker's answer to a line. TimeoutError when it is late, BrokenPipeError where it died."""
@@ -438,8 +439,7 @@ class Verifier:
         env = {key: value for key, value in os.environ.items() if not key.startswith(("PYTHON", "LD_"))}
         env |= {"SYMPY_GROUND_TYPES": "python", "PYTHONHASHSEED": "0"}      # gmpy2 would not be interrupted
         command = [sys.executable, os.path.abspath(__file__), "--worker", role, str(self.timeout), self.sandbox]
-        worker = subprocess.Popen(command, env=env, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                                  start_new_session=True)
+        worker = subprocess.Popen(command, env=env, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True)
         self.live.add(worker)
         state, mode = attempt(self.ask, worker, "", 60) or ("dead", "")
         if state == "dead":

@@ -353,7 +353,7 @@ def test_nothing_is_late(pool):
         v.score([("math", boxed("x+1"), "1+x"), ("code", code("print(7)"), SUM)])       # start the workers
         for item in HANGS:
             start = time.monotonic()
-            assert v.score([item]) == [0.0] and v.reasons[0] in ("timeout", "crashed", "too large", "crashed: MemoryError", ""), item
+            assert v.score([item]) == [0.0] and v.reasons[0].partition(":")[0] in ("timeout", "crashed", "too large", ""), item
             assert time.monotonic() - start < 1.5, item
             assert v.score([("math", boxed("x+1"), "1+x")]) == [1.0]                    # a lost worker is started again, outside anyone's clock
 

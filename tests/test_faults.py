@@ -1,0 +1,634 @@
+"""Faults, injected into real runs: the real lad.main, vLLM, verifier and optimizer, killed, starved and fed with rubbish.
+
+    python -m pytest tests/test_faults.py                # the short form, for CI
+    LAD_LONG=1 python -m pytest tests/test_faults.py -s  # the long form: more kills, at random moments, 500 steps; about half an hour on two cores
+
+A process that has imported everything (`python tests/test_faults.py`) forks a child for each run: the child calls lad.main as the
+command line does, and a start costs 3 s, not 12 (with TORCHDYNAMO_DISABLE, or vLLM would compile its sampler for 2 s each time). A fault is a moment (the n-th call of a function) and what happens then: SIGKILL at
+once, or `delay` seconds later, or something that the function does instead. Other faults have tests elsewhere: a wrong type for
+every key, and rows that lack fields, in test_config.py; SIGTERM, torn files and other world sizes in test_run.py; what programs
+and answers may do to the verifier in test_sandbox.py and test_verify.py.
+"""
+import contextlib, itertools, json, os, random, select, shutil, signal, socket, subprocess, sys, time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+LONG = bool(os.environ.get("LAD_LONG"))
+FLAGS = ["--config", "tiny", "--objective", "fade", "--steps", "4", "--prompts", "4", "--group", "4", "--minibatches", "2", "--epochs", "1", "--max_tokens", "8",
+         "--eval_every", "2", "--eval_samples", "2", "--eval_prompts", "8", "--checkpoint_every", "1"]
+
+# ==== 1. The process that forks, and the faults ========================================================================
+
+def half_a_line(lad, strike):
+    """metrics.jsonl gets the first half of a line."""
+    append = lad.append
+    def torn(cfg, name, **fields):
+        if lad.rank() == 0 and strike.now():
+            with open(Path(cfg.out) / name, "a") as f:
+                f.write(json.dumps(fields)[:40])
+                f.flush()
+                strike()
+        append(cfg, name, **fields)
+    lad.append = torn
+
+
+def half_a_file(name):
+    """Path.write_text of that file stops half-way."""
+    def install(lad, strike):
+        write_text = Path.write_text
+        def torn(self, text, *args, **kwargs):
+            if self.name.startswith(name) and strike.now():
+                write_text(self, text[: len(text) // 2])
+                strike()
+            return write_text(self, text, *args, **kwargs)
+        Path.write_text = torn
+    return install
+
+
+def some_weights(lad, strike):
+    """The n-th tensor on its way to vLLM is the last."""
+    named_weights = lad.named_weights
+    def torn(*args):
+        for item in named_weights(*args):
+            if strike.now():
+                strike()
+            yield item
+    lad.named_weights = torn
+
+
+def call(path):
+    """The n-th call of a function, `path` from the module on: the fault comes as it begins."""
+    def install(lad, strike):
+        module, *names = path.split("/")
+        owner = lad if module == "lad" else __import__(module, fromlist=["x"])
+        for name in names[:-1]:
+            owner = getattr(owner, name)
+        original = getattr(owner, names[-1])
+        def wrapped(*args, **kwargs):
+            if strike.now():
+                strike()
+            return original(*args, **kwargs)
+        setattr(owner, names[-1], wrapped)
+    return install
+
+
+MOMENTS = {"rollout": call("vllm/LLM/generate"), "verify": call("verify/Verifier/score"), "backward": call("torch/Tensor/backward"), "optimizer step": call("torch.optim/AdamW/step"),
+           "clip": call("lad/optimizer_step"), "weight sync": some_weights, "log line": half_a_line, "checkpoint": call("torch.distributed.checkpoint/save"),
+           "state.json": half_a_file("state.json"), "rename": call("pathlib/Path/rename"), "rmtree": call("shutil/rmtree"), "export": call("transformers/PreTrainedModel/save_pretrained"),
+           "config.toml": half_a_file("config.toml"), "plot": call("lad/draw_plot"), "load": call("lad/load_checkpoint"), "rewind": call("lad/rewind"), "set-up": call("lad/start_vllm")}
+
+
+def small_disk(folder, megabytes):
+    """From here on this process sees an empty disk of that size at `folder`; where mounting is denied it exits with code 77."""
+    import ctypes
+    libc, uid, gid = ctypes.CDLL(None, use_errno=True), os.getuid(), os.getgid()
+    if libc.unshare(0x20000) and libc.unshare(0x20000 | 0x10000000):   # mounts; and a user namespace, which lets anyone have them
+        os._exit(77)
+    if uid:
+        for name, line in (("setgroups", "deny"), ("uid_map", f"0 {uid} 1"), ("gid_map", f"0 {gid} 1")):
+            Path(f"/proc/self/{name}").write_text(line)
+    libc.mount(b"none", b"/", None, 0x44000, None)
+    if libc.mount(b"none", os.fsencode(folder), b"tmpfs", 0, b"size=%dk" % (megabytes * 1000)):
+        os._exit(77)
+
+
+def child(request, pipe):
+    """One rank of one run, as `python lad.py ARGV` would be but for the fault."""
+    import lad
+    os.setsid()
+    log = os.open(request["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(log, 1), os.dup2(log, 2), os.close(0)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    os.environ.update(request["env"])
+    count = itertools.count(1)
+    for moment, nth, delay in request["faults"]:
+        def strike():
+            if delay is None:
+                os.kill(os.getpid(), signal.SIGKILL)
+            os.write(pipe, b"%f\n" % delay)
+        strike.now = lambda: next(count) == nth
+        MOMENTS[moment](lad, strike)
+    for line in request["patch"]:   # faults that are not kills: some Python each
+        exec(line, dict(lad=lad, os=os, time=time, signal=signal, Path=Path, small_disk=small_disk))
+    try:
+        sys.argv = ["lad.py", *request["argv"]]
+        lad.main(request["argv"])
+        code = 0
+    except SystemExit as stop:
+        code = stop.code if isinstance(stop.code, int) else 1
+    except BaseException:
+        code = 1
+        sys.excepthook(*sys.exc_info())
+    with contextlib.suppress(OSError):
+        sys.stdout.flush(), sys.stderr.flush()
+    if request["keep"]:   # what is on a disk of one's own, for the others to see
+        shutil.copytree(*request["keep"])
+    os._exit(code)
+
+
+def serve():
+    """For each line of stdin, a request, fork its ranks; answer with their exit codes, in order of the ranks, and the seconds from the first death to the last."""
+    os.environ.update(OMP_NUM_THREADS="1", VLLM_LOGGING_LEVEL="ERROR", TORCH_CPP_LOG_LEVEL="ERROR", TORCHDYNAMO_DISABLE="1")
+    sys.path.insert(0, str(ROOT))
+    import lad, torch.distributed.checkpoint.hf_storage, transformers, vllm   # noqa: F401
+    from transformers import AutoModelForCausalLM, AutoTokenizer               # noqa: F401
+    from vllm import LLM, SamplingParams                                       # noqa: F401
+    assert len(os.listdir("/proc/self/task")) == 1, "a fork would lose threads"
+    print("ready", flush=True)
+    for line in sys.stdin:
+        request, pids = json.loads(line), []
+        read, write = os.pipe()
+        with socket.socket() as s:
+            s.bind(("127.0.0.1", 0))
+            port = s.getsockname()[1]
+        for rank in range(request["ranks"]):
+            if request["ranks"] > 1:
+                request["env"] |= dict(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(request["ranks"]), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+            if not (pid := os.fork()):
+                if rank != request["rank"]:
+                    request["faults"] = []
+                child(request, write)
+            pids.append(pid)
+        print(json.dumps(pids), flush=True)
+        codes, first, end = {}, None, time.monotonic() + request["seconds"]
+        while len(codes) < len(pids):
+            if select.select([read], [], [], 0.02)[0]:
+                time.sleep(float(os.read(read, 99).split()[0]))
+                for pid in pids:
+                    os.kill(pid, signal.SIGKILL)
+            pid, status = os.waitpid(-1, os.WNOHANG)
+            if pid in pids:
+                codes[pid], first = os.waitstatus_to_exitcode(status), first or time.monotonic()
+                if request["together"] and codes[pid] == -9:   # the machine is gone, not one process
+                    for other in set(pids) - set(codes):
+                        os.kill(other, signal.SIGKILL)
+            if time.monotonic() > end:
+                for other in set(pids) - set(codes):
+                    os.kill(other, signal.SIGKILL)
+                end += 1e9
+        os.close(read), os.close(write)
+        print(json.dumps([[codes[pid] for pid in pids], time.monotonic() - first]), flush=True)
+
+
+if __name__ == "__main__":
+    serve()
+    raise SystemExit
+
+import pytest
+import torch
+
+import lad, verify
+from conftest import ENV, launch, metrics
+from test_run import deterministic
+
+
+SECRET = "hf_thisMustNotBeSeenAnywhere"
+
+
+class Runs:
+    """Runs of lad.main, each in a process of its own that dies as it likes."""
+
+    def __init__(self):
+        self.process = subprocess.Popen([sys.executable, __file__], env=ENV, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        assert self.process.stdout.readline() == "ready\n"
+
+    def start(self, out, *flags, faults=(), ranks=1, rank=0, env=None, patch=(), seconds=240, together=True, keep=()):
+        """Begin a run into `out`; its pids."""
+        self.log = Path(f"{out}.log")
+        self.log.unlink(missing_ok=True)
+        argv = [*FLAGS, "--out", str(out), *map(str, flags)]
+        print(json.dumps(dict(argv=argv, log=str(self.log), faults=list(faults), ranks=ranks, rank=rank, env=env or {}, patch=list(patch), seconds=seconds, together=together, keep=[*map(str, keep)])), file=self.process.stdin, flush=True)
+        return json.loads(self.process.stdout.readline())
+
+    def wait(self):
+        """(exit codes, what was printed, seconds from the first rank's end to the last's)."""
+        codes, seconds = json.loads(self.process.stdout.readline())
+        return codes, self.log.read_text(errors="replace"), seconds
+
+    def __call__(self, out, *flags, code=0, **more):
+        """A whole run; what it printed. Its ranks must all exit with `code`."""
+        self.start(out, *flags, **more)
+        codes, text, _ = self.wait()
+        assert code is None or codes == [code] * len(codes), f"exit codes {codes}\n{text[-5000:]}"
+        return text
+
+
+@pytest.fixture(scope="module")
+def runs(tiny):
+    r = Runs()
+    yield r
+    r.process.stdin.close()
+    r.process.wait(10)
+
+
+@pytest.fixture(scope="module")
+def whole(runs, tmp_path_factory):
+    """{ranks: folder of a run that nothing happened to}."""
+    made = {}
+    def get(ranks):
+        if ranks not in made:
+            made[ranks] = tmp_path_factory.mktemp("whole") / f"{ranks}"
+            runs(made[ranks], ranks=ranks, env=dict(HF_TOKEN=SECRET, WANDB_API_KEY=SECRET))
+            made[f"{ranks} printed"] = runs.log.read_text()
+        return made[ranks]
+    return get
+
+
+def same_run(a, b):
+    """Metrics bit for bit, no step missing or twice, no torn line, the same exported weights, no half checkpoint left."""
+    assert deterministic(metrics(a)) == deterministic(metrics(b))
+    assert [(x["step"], "loss" in x) for x in metrics(a)] == [(0, False), (1, True), (2, True), (2, False), (3, True), (4, True), (4, False)]
+    assert (a / "hf/model.safetensors").read_bytes() == (b / "hf/model.safetensors").read_bytes()
+    assert [p.name for p in sorted((a / "checkpoints").iterdir())] == ["step_3", "step_4"]
+    assert len((a / "samples.jsonl").read_text().splitlines()) == len((b / "samples.jsonl").read_text().splitlines())
+
+
+def kill_and_resume(runs, out, chain, ranks):
+    """Run, killed at each of the moments in turn, resumed after each; how many of the moments came."""
+    struck = 0
+    for i, fault in enumerate(chain):
+        runs.start(out, *["--resume"] * (i > 0), faults=[fault], ranks=ranks)
+        codes, text, _ = runs.wait()
+        assert set(codes) <= {0, -9}, f"{fault}: {codes}\n{text[-5000:]}"
+        struck += -9 in codes
+    runs(out, "--resume", ranks=ranks)
+    return struck
+
+
+# ==== 2. Killed ========================================================================================================
+
+# moment, which call of it (counted from the start of the process), seconds from then to the kill (none: at once)
+SHORT_1 = [("config.toml", 1, None), ("rollout", 2, 0.005), ("verify", 3, None), ("backward", 3, 0.001), ("optimizer step", 2, None), ("weight sync", 30, None), ("checkpoint", 1, 0.002),
+           ("rename", 2, None), ("log line", 1, None), ("export", 1, 0.01)]
+SHORT_2 = [("checkpoint", 2, 0.003), ("backward", 3, None)]
+
+
+@pytest.mark.parametrize("ranks, chain", [(1, SHORT_1), (2, SHORT_2)], ids=["one rank", "two ranks"])
+def test_killed_at_each_moment_equals_never_killed(runs, whole, tmp_path, ranks, chain):
+    struck = kill_and_resume(runs, tmp_path / "run", chain, ranks)
+    assert struck == len(chain)
+    same_run(tmp_path / "run", whole(ranks))
+
+
+@pytest.mark.skipif(not LONG, reason="the long form: LAD_LONG=1")
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_killed_at_random_moments(runs, whole, tmp_path, ranks, capsys):
+    """Chains of six kills, each at a random call of a random function, at once or a random time later, until 60 (one rank) or 30 (two) have struck."""
+    rng, struck, seconds = random.Random(7 + ranks), 0, dict(rollout=0.1, checkpoint=0.02, export=0.05, backward=0.02)
+    for attempt in itertools.count():
+        chain = []
+        for _ in range(6):
+            moment = rng.choice(sorted(MOMENTS))
+            chain.append((moment, rng.choice([1, 2, 3]) if moment != "weight sync" else rng.randint(1, 150), rng.choice([None, rng.uniform(0, seconds.get(moment, 0.5))])))
+        struck += kill_and_resume(runs, tmp_path / f"run{attempt}", chain, ranks)
+        same_run(tmp_path / f"run{attempt}", whole(ranks))
+        with capsys.disabled():
+            print(f"\n{ranks} rank(s), chain {attempt}: {struck} kills so far, last {chain}")
+        if struck >= (60 if ranks == 1 else 30):
+            break
+
+
+# ==== 3. Signals, and a rank that is gone ===============================================================================
+
+def wait_for(path, text, seconds=240):
+    end = time.monotonic() + seconds
+    while text not in (path.read_text(errors="replace") if path.exists() else ""):
+        assert time.monotonic() < end, f"no {text!r} in {path}"
+        time.sleep(0.02)
+
+
+def test_ctrl_c_finishes_the_step_and_a_second_one_leaves_at_once(runs, whole, tmp_path):
+    [pid] = runs.start(tmp_path / "run", "--checkpoint_every", 0)
+    wait_for(runs.log, "step     1/4")
+    os.kill(pid, signal.SIGINT)
+    codes, text, _ = runs.wait()
+    assert codes == [128 + signal.SIGINT] and "stopped by a signal after step" in text and f"--resume {tmp_path / 'run'}" in text
+    # again, the second one half a second after the first, in the middle of a step
+    slow = "collect = lad.collect\ndef slow(*a):\n    time.sleep(60 * (a[6] == 2))\n    return collect(*a)\nlad.collect = slow"
+    [pid] = runs.start(tmp_path / "run", "--checkpoint_every", 0, "--resume", patch=[slow.replace("a[6] == 2", "True")])
+    wait_for(runs.log, "steps done")
+    time.sleep(1)
+    os.kill(pid, signal.SIGINT)
+    wait_for(runs.log, "once more leaves at once")
+    time.sleep(0.5)
+    os.kill(pid, signal.SIGINT)
+    began = time.monotonic()
+    codes, text, _ = runs.wait()
+    assert codes == [128 + signal.SIGINT] and time.monotonic() - began < 5, text[-3000:]   # not the 60 s of the step
+    runs(tmp_path / "run", "--resume", "--checkpoint_every", 1)
+    assert deterministic(metrics(tmp_path / "run")) == deterministic(metrics(whole(1)))
+
+
+@pytest.mark.parametrize("how", ["killed", "stopped"])
+def test_a_rank_that_is_gone_is_named_within_a_minute(runs, tmp_path, how):
+    """Without torchrun, as on another node. Killed: gloo's connection breaks at once. Stopped (SIGSTOP), as by a dead machine or a hung driver: it stays silent."""
+    if how == "stopped" and not LONG:
+        pytest.skip("the long form: LAD_LONG=1")
+    began = time.monotonic()
+    fault = dict(faults=[("backward", 2, None)]) if how == "killed" else dict(patch=["step = lad.optimizer_step\ndef stop(*a):\n    if lad.rank() == 1:\n        os.kill(os.getpid(), signal.SIGSTOP)\n    return step(*a)\nlad.optimizer_step = stop"])
+    pids = runs.start(tmp_path / "run", ranks=2, rank=1, together=False, **fault)
+    if how == "stopped":
+        wait_for(runs.log, "rank 0 leaves")
+        os.kill(pids[1], signal.SIGKILL)
+    codes, text, seconds = runs.wait()
+    assert codes == [1, -9] and "rank 1 has not been heard of for" in text and seconds < 60, (codes, seconds, text[-3000:])
+    print(f"{how}: {seconds:.0f} s from the first rank's end to the last's, {time.monotonic() - began:.0f} s in all")
+
+
+@pytest.mark.skipif(not LONG, reason="the long form: LAD_LONG=1")
+def test_a_rank_dies_under_torchrun(tmp_path):
+    """The command that users give; one of its two workers gets SIGKILL."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "lad.py", *FLAGS, "--steps", "999", "--out", str(tmp_path / "run")]
+    with open(tmp_path / "log", "w") as log:
+        process = subprocess.Popen(command, cwd=ROOT, env=ENV, stdout=log, stderr=subprocess.STDOUT)
+    wait_for(tmp_path / "log", "step     2/", 600)
+    workers = {int(p): Path(f"/proc/{p}/environ").read_bytes().split(b"\0") for p in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()}
+    [pid] = [p for p, env in workers.items() if b"RANK=1" in env]
+    os.kill(pid, signal.SIGKILL)
+    began = time.monotonic()
+    process.wait(120)
+    text = (tmp_path / "log").read_text()
+    assert process.returncode == 1 and time.monotonic() - began < 60 and "rank      : 1 (local_rank: 1)" in text and "Signal 9 (SIGKILL)" in text, text[-5000:]
+    print(f"torchrun ended {time.monotonic() - began:.0f} s after its rank 1")
+
+
+# ==== 4. A full disk ====================================================================================================
+
+def test_disk_full(runs, whole, tmp_path):
+    """A disk of 18 MB: two checkpoints of 7 MB fit, the third does not while the two are kept. Then one so full that no line of the log fits. Room made, the run goes on, the same."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    runs.start(disk / "run", patch=[f"small_disk({str(disk)!r}, 18)"], keep=(disk / "run", tmp_path / "kept"))
+    codes, text, _ = runs.wait()
+    if codes == [77]:
+        pytest.skip("no mounts and no user namespaces on this machine")
+    assert codes == [0] and text.count("not written") == 2, text[-5000:]           # of step 3 and of step 4; training goes on, and the export fits
+    assert "checkpoint of step 3 not written: 7.1 MB needed" in text and "['step_1', 'step_2'] kept, the run continues" in text and "No space left on device" in text
+    assert sorted(p.name for p in (tmp_path / "kept/checkpoints").iterdir()) == ["step_1", "step_2"]
+    assert deterministic(metrics(tmp_path / "kept")) == deterministic(metrics(whole(1)))
+    shutil.rmtree(tmp_path / "kept/hf")
+    full = f"""small_disk({str(disk)!r}, 18)
+append = lad.append
+def filled(cfg, name, **fields):
+    if fields["step"] == 2:
+        with open(Path(cfg.out) / "ballast", "wb", buffering=0) as f:
+            try:
+                while f.write(bytes(4096)): pass
+            except OSError: pass
+        fields["response"] = "x" * 5000
+    append(cfg, name, **fields)
+lad.append = filled"""
+    runs.start(disk / "run", patch=[full], keep=(disk / "run", tmp_path / "kept2"))
+    codes, text, _ = runs.wait()
+    assert codes == [2] and "No space left on device" in text and "of metrics.jsonl needed" in text and "the run stops, whole up to step 1" in text, text[-5000:]
+    (tmp_path / "kept2/ballast").unlink()
+    runs(tmp_path / "kept2", "--resume")
+    same_run(tmp_path / "kept2", whole(1))
+
+
+# ==== 5. A verifier that fails ==========================================================================================
+
+BROKEN = f"""
+import os, sys, time
+sys.path.insert(0, {str(ROOT)!r})
+import verify
+judge = verify.judge
+def faulty(kind, response, *rest, **more):
+    faults = dict(HANG=lambda: sum(iter(int, 1)), EXIT=lambda: os._exit(3), ALLOCATE=lambda: bytearray(50 << 30), RAISE=lambda: 1 / 0, ABORT=os.abort,
+                  PRINT=lambda: [os.write(fd, b"x" * (1 << 20)) for _ in range(512) for fd in (1, 2)], FORK=lambda: [os.fork() or time.sleep(1000)])
+    for word, fault in faults.items():
+        if word in response:
+            fault()
+    return judge(kind, response, *rest, **more)
+verify.judge = faulty
+verify.worker_main(*sys.argv[2:])
+"""
+
+
+@pytest.fixture
+def broken(tmp_path, monkeypatch):
+    """Verifiers made from here on have workers that hang in C, exit, allocate 50 GB, raise, abort or print 1 GB when an item says so."""
+    (tmp_path / "broken.py").write_text(BROKEN)
+    monkeypatch.setattr(verify, "__file__", str(tmp_path / "broken.py"))
+    return tmp_path / "broken.py"
+
+
+def test_a_worker_that_fails_costs_only_its_item(broken, capfd):
+    good, item = ("math", "\\boxed{x+1}", "1+x"), lambda word: ("math", f"{word} \\boxed{{x+1}}", "1+x")
+    expected = dict(HANG="timeout: worker replaced", EXIT="crashed: worker replaced", ALLOCATE="crashed: MemoryError", RAISE="crashed: ZeroDivisionError", ABORT="crashed: worker replaced", PRINT="")
+    with verify.Verifier(workers=2, timeout=2) as v:
+        assert v.score([good, good]) == [1.0, 1.0]
+        for word, reason in expected.items():
+            began = time.monotonic()
+            rewards = v.score([good, item(word), good, good, good])
+            assert rewards == [1.0, float(word == "PRINT"), 1.0, 1.0, 1.0] and v.reasons == ["", reason, "", "", ""], (word, rewards, v.reasons)
+            assert time.monotonic() - began < 2 + 0.5 + 30, word   # 30 s: a new worker's start on a busy machine; the item itself is timed in test_nothing_is_late
+        words = [w for w in expected for _ in range(3)]
+        random.Random(0).shuffle(words)
+        rewards = v.score([x for w in words for x in (item(w), good)])
+        assert rewards == [x for w in words for x in (float(w == "PRINT"), 1.0)]
+        assert len(v.live) <= 2 and all(w.poll() is None for w in v.live)
+        pids = [w.pid for w in v.live]
+    assert not any(Path(f"/proc/{pid}").exists() for pid in pids)                      # ended and waited for: no zombies
+    out = capfd.readouterr()
+    assert len(out.out) + len(out.err) < 1000                                          # a gigabyte was printed
+
+
+def rows(path, n, **fields):
+    path.write_text("".join(json.dumps({k: v(i) if callable(v) else v for k, v in fields.items()}) + "\n" for i in range(n)))
+    return path
+
+
+def test_failed_verifications_stop_the_run_with_state_saved(runs, broken, tmp_path, monkeypatch):
+    """Every worker dies on every item from the third batch on: two steps are trained and saved, the third is not, and the message says why. Mended, the run goes on."""
+    data = rows(tmp_path / "data.jsonl", 16, prompt=lambda i: f"1 2 {i % 9 + 1}={i + 3}:", answer={"inputs": [""], "outputs": ["7"]})
+    flags = ["--data", data, "--eval_data", "", "--kind", "code", "--verify_workers", 1, "--checkpoint_every", 0, "--objective", "reinforce"]
+    fault = f"import verify\nverify.__file__ = {str(broken)!r}\nscore = verify.Verifier.score\ncalls = []\ndef late(self, items):\n    calls.append(1)\n    return score(self, [(k, 'EXIT' * (len(calls) > 3) + r, t) for k, r, t in items])\nverify.Verifier.score = late"
+    text = runs(tmp_path / "run", *flags, patch=[fault], code=2)
+    assert "step 3: 100% of its samples could not be scored (max_failed = 0.5): 16 x crashed: worker replaced; step 2 is saved" in text, text[-3000:]
+    assert [p.name for p in (tmp_path / "run/checkpoints").iterdir()] == ["step_2"] and [x["step"] for x in metrics(tmp_path / "run")] == [1, 2]
+    assert [x["failed"] for x in metrics(tmp_path / "run")] == [0, 0]
+    runs(tmp_path / "run", *flags, "--resume")
+    assert [x["step"] for x in metrics(tmp_path / "run")] == [1, 2, 3, 4]
+
+
+# ==== 6. Batches that teach nothing, and numbers that are none ===========================================================
+
+def test_bad_numbers(runs, whole, tmp_path):
+    """Step 1: an empty response. Step 2: a NaN and an infinity among vLLM's log-probs. Step 3: a loss of NaN in one of the two updates. Step 4 is as good as any."""
+    patch = """
+import math
+generate, loss, calls = lad.generate, lad.policy_loss, []
+def some(llm, cfg, ids, n, seed, logprobs=True, **more):
+    groups = generate(llm, cfg, ids, n, seed, logprobs, **more)
+    if logprobs:
+        calls.append("g")
+        if calls.count("g") == 1:
+            groups[0][0].update(tokens=[], behaviour=[])
+        if calls.count("g") == 2:
+            groups[0][0]["behaviour"][0], groups[1][2]["behaviour"][-1] = math.nan, -math.inf
+    return groups
+def bad(*args, **more):
+    value, info = loss(*args, **more)
+    if calls.count("g") == 3 and "bad" not in calls and value.numel() > 20:
+        calls.append("bad")
+        value = value * math.nan
+    return value, info
+lad.generate, lad.policy_loss = some, bad"""
+    text = runs(tmp_path / "run", "--aggregation", "sequence", patch=[patch])
+    train = [x for x in metrics(tmp_path / "run") if "loss" in x]
+    assert [x["step"] for x in train] == [1, 2, 3, 4] and all(torch.isfinite(torch.tensor([v for v in x.values() if not isinstance(v, str)])).all() for x in train)
+    assert [x["failed"] for x in train] == [0, 2 / 16, 0, 0] and [x["skipped"] for x in train] == [0, 0, 1, 1]
+    assert "step 3: 1 of 2 optimizer steps skipped" in text and train[3]["grad_norm"] > 0
+
+
+def test_nothing_but_bad_numbers_stops_the_run(runs, tmp_path):
+    patch = "generate = lad.generate\ndef nan(*a, **k):\n    groups = generate(*a, **k)\n    [s.update(behaviour=[float('nan')] * len(s['tokens'])) for g in groups for s in g if s['behaviour']]\n    return groups\nlad.generate = nan"
+    text = runs(tmp_path / "run", "--eval_data", "", patch=[patch], code=2)
+    assert "step 1: 100% of its samples could not be scored" in text and "16 x log-prob not finite" in text
+
+
+@pytest.mark.parametrize("flags, zero", [(["--overlong", "mask", "--max_tokens", "1"], "truncated"), ([], "zero_variance")], ids=["all truncated and masked", "all rewards equal"])
+def test_batches_that_teach_nothing(runs, tiny, tmp_path, flags, zero):
+    """The run goes through, and the weights stay what they were, bit for bit."""
+    from safetensors.torch import load_file
+    data = rows(tmp_path / "data.jsonl", 16, prompt=lambda i: f"1 2 {i % 9 + 1}={i + 3}:", answer={"numbers": [1, 2, 3], "target": 10**9})
+    runs(tmp_path / "run", "--data", data, "--eval_data", "", "--steps", 2, *flags)
+    train = metrics(tmp_path / "run")
+    assert [x[zero] for x in train] == [1.0, 1.0] and [x["grad_norm"] for x in train] == [0, 0] and all(x["loss"] == 0 for x in train)
+    before, after = load_file(tiny["model"] / "model.safetensors"), load_file(tmp_path / "run/hf/model.safetensors")
+    assert all(torch.equal(before[k], after[k]) for k in before)
+
+
+# ==== 7. Data, hub, config ==============================================================================================
+
+def test_bad_data(tmp_path, tiny, capsys):
+    """What test_config.py has not: empty, null, enormous and duplicated prompts, bytes that are no UTF-8, half a surrogate pair, wrong types."""
+    from transformers import AutoTokenizer
+    tokenizer = AutoTokenizer.from_pretrained(tiny["model"])
+    cfg = lambda path: lad.load_config(["--config", "tiny", "--data", str(path), "--prompts", "4"])
+    good = dict(prompt="1 2 3=6:", answer={"numbers": [1, 2, 3], "target": 6})
+    for row, says in [(dict(good, prompt=""), "row 2: its prompt is empty"), (dict(good, prompt="  \n"), "row 2: its prompt is empty"), (dict(good, prompt=None), "a field in it is null"),
+                      (dict(good, prompt="\ud83d"), "row 2: the prompt template '{prompt}' does not fit: UnicodeEncodeError"), (dict(good, answer=7), "row 2: answer = '7' is no truth"),
+                      (dict(good, prompt=[{"content": "a"}, "b"]), "row 2: the prompt template '{prompt}' does not fit: TypeError"), ([good], "row 2: expected an object"), (None, "row 2: expected an object")]:
+        (tmp_path / "rows.jsonl").write_text("".join(json.dumps(r) + "\n" for r in (good, row)))
+        with pytest.raises(SystemExit) as stop:
+            lad.load_data(cfg(tmp_path / "rows.jsonl"), tokenizer)
+        err = capsys.readouterr().err
+        assert stop.value.code == 2 and says in err and err.count("\n") == 1, err
+    for content, says in [(b'{"prompt": "1 2\xff", "answer": 1}\n', "can't decode byte 0xff in position 15"), (b"", "no row is left"), (b'{"prompt": "\x00"\n', "Expecting"), (b"\x1f\x8b\x08\x00junk", "can't decode")]:
+        (tmp_path / "rows.jsonl").write_bytes(content)
+        with pytest.raises(SystemExit):
+            lad.load_data(cfg(tmp_path / "rows.jsonl"), tokenizer)
+        assert says in (err := capsys.readouterr().err) and err.count("\n") == 1, err
+    began = time.monotonic()
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(dict(good, prompt=p)) + "\n" for p in ["1 2 3=6:", "1" * 100_000, "1 2 3=6:", "2 2 2=6:", "7 " * 50_000]))
+    assert len(lad.load_data(cfg(tmp_path / "rows.jsonl"), tokenizer)) == 2 and time.monotonic() - began < 10
+    assert "2 rows (1 duplicates and 2 prompts over 40 tokens dropped)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("how", ["refuses", "never answers"])
+def test_hub_that_cannot_be_reached(how, runs, tmp_path):
+    """One clear line, for a model and for data, in a bounded time."""
+    if how == "never answers" and not LONG:
+        pytest.skip("the long form: LAD_LONG=1")
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        s.listen(50) if how == "never answers" else None
+        env = [f"os.environ['HF_ENDPOINT'] = 'http://127.0.0.1:{s.getsockname()[1]}'\nimport huggingface_hub.constants as c, datasets.config as d\nc.ENDPOINT = d.HF_ENDPOINT = os.environ['HF_ENDPOINT']\nc.HUGGINGFACE_CO_URL_TEMPLATE = c.ENDPOINT + '/{{repo_id}}/resolve/{{revision}}/{{filename}}'"]
+        for flags, says in ((["--model", "nobody/nothing"], "model = 'nobody/nothing': no such folder, and the hub says"), (["--data", "nobody/nothing"], "cannot read 'nobody/nothing'")):
+            began = time.monotonic()
+            text = runs(tmp_path / "run", *flags, patch=env, code=2)
+            assert says in text, text[-3000:]
+            print(f"{how}, {flags[0]}: {time.monotonic() - began:.0f} s")
+            assert time.monotonic() - began < 240
+
+
+@pytest.mark.parametrize("key", [k for k, f in lad.KNOBS.items() if f.type in (int, float)])
+def test_every_number_out_of_range_is_refused(key, capsys):
+    """Below its floor, above its ceiling, infinite, not a number, absurdly large."""
+    knob = lad.KNOBS[key]
+    low, high = knob.metadata["low"], knob.metadata["high"]
+    for value in [*[low - 1] * (low is not None), *[high + 1] * (high is not None), 10**30, *(["inf", "-inf", "nan"] if knob.type is float else ["inf", "1.5"])]:
+        with pytest.raises(SystemExit) as stop:
+            lad.load_config(["--config", "tiny", f"--{key}={value}"])
+        assert stop.value.code == 2 and key in (err := capsys.readouterr().err) and err.count("\n") == 1
+
+
+def test_ranks_that_do_not_divide_and_checkpoints_from_one_rank(runs, whole, tmp_path):
+    """Two ranks refuse 5 prompts before anything is loaded, and go on from a checkpoint of one rank (test_run.py has the other way, and another objective; here, another model)."""
+    text = runs(tmp_path / "none", "--prompts", 5, "--minibatches", 1, ranks=2, code=2)
+    assert "prompts = 5 does not divide by 2 ranks x 1 minibatches" in text and "training" not in text
+    shutil.copytree(whole(1), tmp_path / "run")
+    text = runs(tmp_path / "run", "--resume", "--model", str(whole(1) / "hf"), code=2)
+    assert "was trained with model = " in text and "give another --out" in text
+    shutil.rmtree(tmp_path / "run/checkpoints/step_4")
+    runs(tmp_path / "run", "--resume", "--eval_data", "", ranks=2)
+    old, new = ([x for x in metrics(p) if "loss" in x] for p in (whole(1), tmp_path / "run"))
+    assert deterministic(new[:3]) == deterministic(old[:3]) and [x["step"] for x in new] == [1, 2, 3, 4] and new[3]["rollout_kl"] < 1e-6
+
+
+def test_a_torn_config_does_not_stop_resume_by_folder(runs, tmp_path):
+    runs.start(tmp_path / "run", "--steps", 1, "--eval_data", "")
+    assert runs.wait()[0] == [0]
+    runs.start(tmp_path / "run", "--resume", faults=[("config.toml", 1, None)])
+    assert runs.wait()[0] == [-9]
+    assert lad.load_config(["--resume", str(tmp_path / "run")]).steps == 1
+
+
+# ==== 8. What goes on for long, and what must not get out ===============================================================
+
+def test_memory_processes_and_files_stay_flat(runs, tmp_path, capsys):
+    """Memory of the process and of its verifier's workers, open files, threads, zombies, and the files of the run (but the logs): the same at the end as a third of the way in."""
+    steps = 500 if LONG else 45
+    data = rows(tmp_path / "data.jsonl", 64, prompt=lambda i: f"1 2 {i % 9 + 1}={i + 3}:", answer="x+1")
+    patch = """
+import json, resource, threading
+append, judge = lad.append, lad.verify.judge
+lad.verify.judge = lambda kind, response, truth, *a, quick=False, **k: None if quick else judge(kind, response, truth, *a, **k)   # everything to the workers
+def look(cfg, name, **fields):
+    append(cfg, name, **fields)
+    if name == "metrics.jsonl":
+        children = Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read_text().split()
+        rss = lambda pid: int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * 4096 / 1e6
+        state = [Path(f"/proc/{p}/stat").read_text().rpartition(")")[2].split()[0] for p in children]
+        files = sum(f.stat().st_size for f in Path(cfg.out).rglob("*") if f.is_file() and f.suffix != ".jsonl")
+        print("LOOK", json.dumps(dict(step=fields["step"], rss=rss("self"), workers=sum(map(rss, children)), children=len(children), zombies=state.count("Z"), fds=len(os.listdir("/proc/self/fd")),
+                                      threads=threading.active_count(), files=files)), flush=True)
+lad.append = look"""
+    text = runs(tmp_path / "run", "--steps", steps, "--data", data, "--truth", "answer", "--kind", "math", "--eval_data", "", "--checkpoint_every", 5, "--verify_workers", 2, patch=[patch], seconds=3000)
+    look = [json.loads(line[5:]) for line in text.splitlines() if line.startswith("LOOK")]
+    a, b = look[steps // 3], look[-1]
+    with capsys.disabled() if LONG else contextlib.nullcontext():
+        print(f"\nafter {a['step']} steps {a}\nafter {b['step']} steps {b}")
+    assert len(look) == steps and all(x["zombies"] == 0 for x in look) and a["children"] == b["children"] == 2
+    assert b["rss"] < a["rss"] + 10 and b["workers"] < a["workers"] + 10 and b["fds"] <= a["fds"] and b["threads"] <= a["threads"] and abs(b["files"] - a["files"]) < 1e5, (a, b)
+
+
+def test_no_secret_and_no_port(runs, whole, tmp_path):
+    """Tokens of the environment are in no file of a run and in nothing it printed; a run of one process listens on nothing, and none of its children does."""
+    whole(1)
+    for path in whole(1).rglob("*"):
+        assert not path.is_file() or SECRET.encode() not in path.read_bytes(), path
+    assert SECRET not in Path(f"{whole(1)}.log").read_text()
+    [pid] = runs.start(tmp_path / "run", "--steps", 2, patch=["collect = lad.collect\ndef slow(*a):\n    print('GENERATING', flush=True)\n    time.sleep(2)\n    return collect(*a)\nlad.collect = slow"])
+    wait_for(runs.log, "GENERATING")
+    listening = {line.split()[9] for name in ("tcp", "tcp6", "udp", "udp6") for line in Path(f"/proc/{pid}/net/{name}").read_text().splitlines()[1:] if name[:3] == "udp" or line.split()[3] == "0A"}
+    pids = [pid, *Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    held = {os.readlink(f)[8:-1] for p in pids for f in Path(f"/proc/{p}/fd").iterdir() if os.path.islink(f) and os.readlink(f).startswith("socket:")}
+    runs.wait()
+    assert not held & listening
+
+
+def test_a_pickle_is_never_run(runs, tiny, tmp_path):
+    """A model folder whose weights are a pickle that would write a file: refused, nothing written. No file of ours reads pickles."""
+    shutil.copytree(tiny["model"], tmp_path / "model")
+    (tmp_path / "model/model.safetensors").unlink()
+    class Evil:
+        def __reduce__(self):
+            return Path.touch, (tmp_path / "canary",)
+    torch.save({"model.embed_tokens.weight": Evil()}, tmp_path / "model/pytorch_model.bin")
+    text = runs(tmp_path / "run", "--model", tmp_path / "model", code=2)
+    assert "vLLM did not start" in text and not (tmp_path / "canary").exists(), text[-3000:]
+    for path in ROOT.glob("*.py"):
+        assert not any(word in path.read_text() for word in ("torch.load", "import pickle", "trust_remote_code")), path
