@@ -33,7 +33,7 @@ Conventions: B prompts, G responses to each, T tokens, N packed tokens, H hidden
 one prompt with its verifiable truth. Log-probabilities are in nats, at the sampling temperature; those of the policy that wrote
 the responses are "old" if the trainer scored them and "behaviour" if vLLM did.
 """
-import atexit, contextlib, dataclasses, datetime, json, logging, math, os, resource, shutil, signal, sys, threading, time, warnings, zlib
+import contextlib, dataclasses, datetime, json, logging, math, os, resource, shutil, signal, sys, time, warnings, zlib
 from collections import Counter
 from dataclasses import dataclass
 from functools import partial, reduce
@@ -47,9 +47,11 @@ if __name__ == "__main__":   # read by OpenMP and by vLLM when they are imported
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from tqdm import tqdm
 
 import verify
+from data import draw, field, load_data, read_rows
+from settings import die, one_line, read as read_settings
+from watch import watch
 
 HERE = Path(__file__).resolve().parent
 
@@ -153,27 +155,18 @@ class Config:
 
 KNOBS = {f.name: f for f in dataclasses.fields(Config)}
 
-def die(message):
-    """Say in one line what to change, and leave with exit code 2."""
-    print(f"lad.py: error: {message}", file=sys.stderr, flush=True)
-    raise SystemExit(2)
-
-def one_line(error):
-    return " ".join((str(error) or repr(error)).split())[:400]
-
 def load_config(argv):
     """Config from `--key value` flags (argv has no program name), over a preset, over the defaults. Bad input prints one line with
-    file, line, key, value and what was expected, and exits with code 2. `config` (the preset), `resume` and `plan` become attributes."""
-    import settings
+    file, line, key, value and what was expected, and exits with code 2. `config` (the preset) and `resume` become attributes."""
     if "--plan" in argv:   # memory, FLOPs and seconds instead of a run
         import plan
         plan.main(argv)
     try:
-        name, values, resume, plan = settings.read(argv, KNOBS, OBJECTIVES, __doc__)
+        name, values, resume = read_settings(argv, KNOBS, OBJECTIVES, __doc__)
     except ValueError as error:
         die(error)
     cfg = Config(**OBJECTIVES[values.get("objective", Config.objective)].defaults | values)
-    cfg.config, cfg.resume, cfg.plan = Path(name).parent.name if name.endswith(".toml") else name, resume is not None, plan
+    cfg.config, cfg.resume = Path(name).parent.name if name.endswith(".toml") else name, resume is not None
     cfg.out = cfg.out or f"runs/{cfg.config}-{cfg.objective}-s{cfg.seed}"
     if cfg.prompts % cfg.minibatches:
         die(f"prompts = {cfg.prompts} does not divide into minibatches = {cfg.minibatches}")
@@ -194,73 +187,7 @@ def all_reduce(values, op="sum"):
         dist.all_reduce(values, {"sum": dist.ReduceOp.SUM, "max": dist.ReduceOp.MAX}[op])
     return values.tolist()
 
-# ==== 2. Data and prompts ==============================================================================================
-
-def read_rows(source, name, split):
-    """Dicts, in order, from a .json (a list), .jsonl or .parquet file, or from the Hugging Face hub."""
-    try:
-        if source.endswith((".json", ".jsonl")):   # lines become one list, so that an error names its line
-            text = Path(source).read_text()
-            return json.loads(text if source.endswith(".json") else "[" + text.strip().replace("\n", ",\n") + "]")
-        import datasets
-        if source.endswith(".parquet"):
-            return datasets.load_dataset("parquet", data_files=source, split="train")
-        return datasets.load_dataset(source, name or None, split=split)   # rows are read as they are asked for
-    except Exception as error:   # hub errors come in a dozen types, all with a message worth passing on
-        die(f"cannot read {source!r}: {one_line(error)}; give the path of a .json, .jsonl or .parquet file, or a hub name that can be reached")
-
-def field(row, path, where):
-    try:
-        return reduce(lambda value, key: value[key], path.split("."), row)
-    except (KeyError, TypeError, IndexError):
-        die(f"{where}: no field {path!r}, which truth or eval_truth names; it has {', '.join(row)}")
-
-def load_data(cfg, tokenizer, evaluation=False):
-    """Rows {prompt_ids, prompt, truth} of the training or the held-out data. Duplicate and over-long prompts are
-    dropped and counted; a row that lacks a field ends the run with its number."""
-    source = cfg.eval_data if evaluation else cfg.data
-    raw = read_rows(source, *((cfg.eval_name, cfg.eval_split) if evaluation else (cfg.data_name, cfg.data_split)))
-    template, truth_path = (evaluation and cfg.eval_prompt) or cfg.prompt, (evaluation and cfg.eval_truth) or cfg.truth
-    if cfg.chat and not tokenizer.chat_template:
-        die(f"{cfg.model}: its tokenizer has no chat template; say chat = false")
-    rows, seen, long = [], set(), 0
-    for number, row in enumerate(tqdm(raw, "reading", disable=rank() > 0 or len(raw) < 50_000), 1):
-        where = f"{source}, row {number}"
-        if not isinstance(row, dict):
-            die(f"{where}: expected an object with named fields, not {type(row).__name__}")
-        chats = {k: v for k, v in row.items() if isinstance(v, list) and v and isinstance(v[0], dict) and "content" in v[0]}
-        try:
-            text = template.format(**row | {k: v[-1]["content"] for k, v in chats.items()})
-            text.encode()   # half a surrogate pair, which JSON can hold, is no text
-        except (LookupError, ValueError, AttributeError, TypeError) as error:
-            die(f"{where}: the prompt template {template[:60]!r} does not fit: {type(error).__name__} {error}; the row has {', '.join(row)} (write a brace that is not a field twice: {{{{ }}}})")
-        if not text.strip() or any(row[key] is None and f"{{{key}}}" in template for key in row):
-            die(f"{where}: its prompt is empty or a field in it is null: {text[:60]!r}; leave such rows out")
-        messages = chats.get(template[1:-1]) or [{"role": "system", "content": cfg.system}] * bool(cfg.system) + [{"role": "user", "content": text}]
-        if text in seen:
-            continue
-        seen.add(text)
-        pairs = [pair.split("=") for pair in truth_path.split(",")]
-        truth = {k.strip(): field(row, v.strip(), where) for k, v in pairs} if "=" in truth_path else field(row, truth_path, where)
-        truth = str(truth).rpartition(cfg.truth_after)[2].strip() if cfg.truth_after else truth
-        if truth in (None, "") or cfg.kind == "countdown" and not (isinstance(truth, dict) and {"numbers", "target"} <= set(truth)):
-            die(f"{where}: {truth_path} = {str(truth)[:60]!r} is no truth for kind = {cfg.kind}" + " (needs numbers and target)" * (cfg.kind == "countdown"))
-        if cfg.chat:
-            text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-        ids = tokenizer(text, add_special_tokens=not cfg.chat)["input_ids"]   # a chat template writes its own <bos>
-        long += len(ids) > cfg.max_prompt_tokens
-        rows += [dict(prompt_ids=ids, prompt=text, truth=truth)] * (len(ids) <= cfg.max_prompt_tokens)
-    print0(f"{'held-out' if evaluation else 'training':9} {source}: {len(rows)} rows ({len(raw) - len(seen)} duplicates and {long} prompts over {cfg.max_prompt_tokens} tokens dropped)"
-           + f"; fewer than prompts = {cfg.prompts}: rows repeat in a batch" * (len(rows) < cfg.prompts and not evaluation))
-    if not rows:
-        die(f"{source}: no row is left; raise max_prompt_tokens = {cfg.max_prompt_tokens}")
-    return rows[: cfg.eval_prompts or None] if evaluation else rows
-
-def draw(rows, position, n, seed):
-    """n rows from `position` on, in an order shuffled anew for every pass: a resumed run draws what it would have."""
-    shuffled = lambda epoch: torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch)).tolist()
-    orders = {epoch: shuffled(epoch) for epoch in range(position // len(rows), (position + n) // len(rows) + 1)}
-    return [rows[orders[p // len(rows)][p % len(rows)]] for p in range(position, position + n)]
+# ==== 2. Data and prompts: data.py makes rows {prompt_ids, prompt, truth} of files and hub sets; draw() takes the next of them =====
 
 # ==== 3. Rollouts (vLLM, in this process, on the GPUs that also train) =================================================
 
@@ -958,34 +885,6 @@ def export(cfg, model, tokenizer, folder):
 
 # ==== 9. main: set-up, then the loop ===================================================================================
 
-def watch(seconds=40):
-    """A thread that ends this process when another rank has not been heard of for so long, and says which: a collective would wait for it for hours.
-    Each rank keeps a clock going in the store that the ranks met at, and looks at the next one's."""
-    store = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False, timeout=datetime.timedelta(seconds=seconds))
-    over, after = threading.Event(), (rank() + 1) % world()
-    def beat():
-        heard, since, lost = None, time.time(), ""
-        while not over.wait(2):
-            try:
-                store.set(f"lad beat {rank()}", str(time.time()))
-                if (now := store.get(f"lad beat {after}")) != heard:
-                    heard, since = now, time.time()
-                elif time.time() - since > seconds:
-                    store.set("lad lost", f"rank {after}")
-                lost = store.get("lad lost").decode() if store.check(["lad lost"]) else ""
-            except RuntimeError:
-                lost = f"rank {after}" if heard is None else "rank 0, or the machine that keeps the ranks' store,"
-            if lost and not over.is_set():
-                print(f"lad.py: error: {lost} has not been heard of for {seconds} s: rank {rank()} leaves; --resume goes on from the last checkpoint", file=sys.stderr, flush=True)
-                os._exit(1)
-    def wait_for_verdict(*error):   # gloo tells of a broken connection at once, but not whose
-        sys.__excepthook__(*error)
-        over.wait(2 * seconds) if "gloo" in str(error[1]) else None
-    sys.excepthook = wait_for_verdict
-    threading.Thread(target=beat, daemon=True).start()
-    atexit.register(over.set)
-    return over
-
 def set_up(cfg):
     """Join the process group (of one, if torchrun did not start us) and return this rank's device."""
     cuda = torch.cuda.is_available() and cfg.device != "cpu"
@@ -1103,7 +1002,7 @@ def main(argv):
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, on_signal)
 
-    over = watch() if world() > 1 else threading.Event()
+    over = watch(rank(), world()) if world() > 1 else None   # a rank that dies or hangs is named by the others, within a minute
     dist.group.WORLD.set_timeout(datetime.timedelta(hours=1))   # nothing is downloaded any more
     kept = done   # the last step that a checkpoint holds
     for step in range(done, cfg.steps + 1):
@@ -1181,7 +1080,7 @@ def main(argv):
         plot.report(out)
     verifier.close()
     dist.barrier()
-    over.set()
+    over and over.set()
     dist.barrier()   # vLLM takes the process group down as it leaves
 
 if __name__ == "__main__":

@@ -2,10 +2,20 @@
 Strict settings: `--key value` flags over a preset of configs.toml over the defaults of lad.py's Config, each checked against its knob.
 Whatever is wrong with them raises a ValueError of one line that says where, which key, which value, and what was expected.
 """
-import difflib, tomllib
+import difflib, sys, tomllib
 from pathlib import Path
 
 PRESETS = Path(__file__).resolve().parent / "configs.toml"
+
+
+def die(message):
+    """Say in one line what to change, and leave with exit code 2."""
+    print(f"lad.py: error: {message}", file=sys.stderr, flush=True)
+    raise SystemExit(2)
+
+
+def one_line(error):
+    return " ".join((str(error) or repr(error)).split())[:400]
 
 
 def did_you_mean(word, words):
@@ -74,7 +84,7 @@ def show_help(knobs, objectives, text):
 
 
 def read(argv, knobs, objectives, help):
-    """(name of the preset, {key: value}, the --resume flag: None, "" or a folder, is --plan there) of a command line without its program's name."""
+    """(name of the preset, {key: value}, the --resume flag: None, "" or a folder) of a command line without its program's name."""
     argv, flags = list(argv), {}
     while argv:
         flag, equals, value = argv.pop(0).partition("=")
@@ -82,17 +92,16 @@ def read(argv, knobs, objectives, help):
             show_help(knobs, objectives, help)
         if not flag.startswith("--"):
             raise ValueError(f"expected --key value, not {flag!r}")
-        alone = flag == "--plan" or flag == "--resume" and (not argv or argv[0].startswith("--"))
-        if not equals and not alone:
+        if not equals and not (flag == "--resume" and (not argv or argv[0].startswith("--"))):
             if not argv:
                 raise ValueError(f"{flag} needs a value")
             value = argv.pop(0)
         flags[flag[2:].replace("-", "_")] = value
-    name, resume, plan = flags.pop("config", "default"), flags.pop("resume", None), flags.pop("plan", None) is not None
+    name, resume = flags.pop("config", "default"), flags.pop("resume", None)
     if resume == "" and name == "default" and "out" not in flags:
         raise ValueError("--resume needs the folder of the run, or the flags that it was started with")
     if resume:
         flags.setdefault("out", resume)
         name = str(Path(resume) / "config.toml")
     values = {} if name == "default" else read_preset(name, knobs, objectives)
-    return name, values | {key: check_value(key, value, "command line", knobs, objectives) for key, value in flags.items()}, resume, plan
+    return name, values | {key: check_value(key, value, "command line", knobs, objectives) for key, value in flags.items()}, resume
