@@ -35,6 +35,7 @@ the responses are "old" if the trainer scored them and "behaviour" if vLLM did.
 """
 import contextlib, dataclasses, datetime, json, logging, math, os, resource, shutil, signal, sys, time, warnings, zlib
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial, reduce
 from pathlib import Path
@@ -253,23 +254,27 @@ def generate(llm, cfg, prompt_ids, n, seed, logprobs=True, progress=False):
 
 # ==== 4. Rewards, a batch of scored groups, evaluation =================================================================
 
+BACKGROUND = ThreadPoolExecutor(1)   # verification's thread; its work is done by the verifier's processes
 def score(verifier, cfg, tokenizer, rows, groups):
-    """Fill in each sample's text, `correct` (the verifier's score, in [0, 1]) and `reward` (what is trained on: that, less DAPO's
-    soft overlong penalty, arXiv 2503.14476, eq. 13, with overlong = "shape"). `failed` says why a sample could not be scored (reward 0), `lost` that
-    its log-probs are not finite: it is not trained on."""
+    """Fill in each sample's text and start to verify; the function that is returned waits for it and fills in `correct` (the verifier's score, in
+    [0, 1]) and `reward` (what is trained on: that, less DAPO's soft overlong penalty, arXiv 2503.14476, eq. 13, with overlong = "shape"). `failed`
+    says why a sample could not be scored (reward 0), `lost` that its log-probs are not finite: it is not trained on."""
     for row, samples in zip(rows, groups):
         texts = tokenizer.batch_decode([s["tokens"] for s in samples], skip_special_tokens=True)
         for s, text in zip(samples, texts):
             s.update(text=text, row=row, prompt=row["prompt_ids"])
     flat = [s for samples in groups for s in samples]
     thinking = lambda s: "<think>" * s["row"]["prompt"].rstrip().endswith("<think>")   # opened by the prompt: the verifier must know
-    for s, correct in zip(flat, verifier.score([(cfg.kind, thinking(s) + s["text"], s["row"]["truth"]) for s in flat])):
-        over = (len(s["tokens"]) - cfg.max_tokens + cfg.overlong_buffer) / cfg.overlong_buffer
-        s.update(correct=correct, reward=correct - (min(1.0, max(0.0, over)) if cfg.overlong == "shape" else 0.0))
-    for s, reason in zip(flat, verifier.reasons):   # a wrong answer is none of these; a lost worker, its error and a truth that cannot be read are
-        s["lost"] = not all(map(math.isfinite, s["behaviour"]))
-        s["behaviour"] = [0.0] * len(s["tokens"]) if s["lost"] else s["behaviour"]
-        s["failed"] = "log-prob not finite" if s["lost"] else reason if ":" in reason or reason == "truth unparsable" else ""
+    verifying = BACKGROUND.submit(verifier.score, [(cfg.kind, thinking(s) + s["text"], s["row"]["truth"]) for s in flat])
+    def finish():
+        for s, correct in zip(flat, verifying.result()):
+            over = (len(s["tokens"]) - cfg.max_tokens + cfg.overlong_buffer) / cfg.overlong_buffer
+            s.update(correct=correct, reward=correct - (min(1.0, max(0.0, over)) if cfg.overlong == "shape" else 0.0))
+        for s, reason in zip(flat, verifier.reasons):   # a wrong answer is none of these; a lost worker, its error and a truth that cannot be read are
+            s["lost"] = not all(map(math.isfinite, s["behaviour"]))
+            s["behaviour"] = [0.0] * len(s["tokens"]) if s["lost"] else s["behaviour"]
+            s["failed"] = "log-prob not finite" if s["lost"] else reason if ":" in reason or reason == "truth unparsable" else ""
+    return finish
 
 def rollout(llm, cfg, rows, n, step, use, logprobs=True):
     """This rank's share of `rows` and n samples for each. Rank r of W owns rows r, r + W, ..: the ranks' n-th shares together
@@ -282,26 +287,27 @@ def rollout(llm, cfg, rows, n, step, use, logprobs=True):
     return shares[me], groups[start: start + len(shares[me])]
 
 def collect(llm, cfg, tokenizer, verifier, rows, position, step, lap):
-    """Groups for one batch: (those to train on, all that were drawn, new data position). With zero_variance "drop" or "refill",
-    groups whose rewards are all equal are left out; "refill" draws until every rank has its share, refill_rounds times at most."""
+    """Groups for one batch: (those to train on, all that were drawn, new data position, score()'s function). With zero_variance "drop" or
+    "refill", groups whose rewards are all equal are left out; "refill" draws until every rank has its share, refill_rounds times at most."""
     groups, drawn, share = [], [], cfg.prompts // world()
     for attempt in range(cfg.refill_rounds if cfg.zero_variance == "refill" else 1):
         mine, new = rollout(llm, cfg, draw(rows, position, cfg.prompts, cfg.seed), cfg.group, step, attempt)
         lap("rollout")
-        score(verifier, cfg, tokenizer, mine, new)
+        finish = score(verifier, cfg, tokenizer, mine, new)
+        cfg.zero_variance == "keep" or finish()   # with keep it goes on while log-probs are computed
         lap("reward")
         position += cfg.prompts
         drawn += new
         groups += [g for g in new if cfg.zero_variance == "keep" or len({s["reward"] for s in g}) > 1]
         if all_reduce([-len(groups)], "max")[0] <= -share:
             break
-    return groups[:share], drawn, position
+    return groups[:share], drawn, position, finish
 
 def evaluate(llm, cfg, tokenizer, verifier, rows, step):
     """pass@1, pass@K and the mean number of distinct right answers to a prompt, from K samples each."""
     K = cfg.eval_samples
     mine, groups = rollout(llm, cfg, rows, K, step, "eval", logprobs=False)
-    score(verifier, cfg, tokenizer, mine, groups)
+    score(verifier, cfg, tokenizer, mine, groups)()
     right, ks = [["".join(s["text"].split()) for s in g if s["correct"] > 0.5] for g in groups], sorted({1, K})
     sums = all_reduce([len(right), *(sum(pass_at_k(K, len(r), k) for r in right) for k in ks), sum(len(set(r)) for r in right)])
     return dict(zip([f"eval/pass@{k}" for k in ks] + ["eval/distinct"], (x / sums[0] for x in sums[1:])))
@@ -1012,7 +1018,7 @@ def main(argv):
             lap, clock = stopwatch()
             with awake(llm, model, device):
                 lap("sync")
-                groups, drawn, position = collect(llm, cfg, tokenizer, verifier, rows, position, step, lap)
+                groups, drawn, position, rewarded = collect(llm, cfg, tokenizer, verifier, rows, position, step, lap)
 
             # Log-probs under the policies that stay as they are: pi_old, only where it will differ from pi_theta, and the reference
             samples = [s for g in groups for s in g]
@@ -1020,7 +1026,10 @@ def main(argv):
                 if policy is not None:
                     score_samples(policy, key, samples, cfg, device)
 
-            # Advantages, from the rewards and the running statistics
+            # Advantages, from the rewards (verified meanwhile) and the running statistics
+            lap("train")
+            rewarded()
+            lap("reward")
             metrics = set_advantages(groups, drawn, cfg, state)
             if metrics["failed"] > cfg.max_failed:   # better no step than one on rewards that mean nothing
                 if step - 1 > kept:
