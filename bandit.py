@@ -35,6 +35,7 @@ ARMS, STEPS, RATE, SAMPLES, GROUP, REFRESH = 50, 4000, 5e-3, 64, 8, 100
 MODES, NEAR = ((8, 1.0), (24, 0.92), (40, 0.84)), 5   # arm and height of each Gaussian, 2.5 arms wide; a mode's mass is that of the arms this near
 REGIMES = [(behaviour, sampled) for sampled in (False, True) for behaviour in ("fixed", "every k", "every step")]
 EXACT = len(REGIMES) // 2   # regimes before this one take the exact expectation
+ALSO = ", ".join(f"{key} {getattr(lad.Config, key):g}" for key in ("alpha", "delta", "success_weight", "pass_k", "ent_coef", "ent_kappa"))
 Row = namedtuple("Row", "label name cfg binary stateful")               # binary: sees 0/1; stateful: its advantage may read p and H
 Batch = namedtuple("Batch", "old pi arms weight entropy log_z solved")   # of all runs at one step, each [rows, regimes, ..]
 
@@ -196,7 +197,7 @@ def mass_rows(eta, names=None):
 
 def show_masses(table, eta):
     at = torch.tensor([0.1, 0.25, 0.5, 0.75, 0.9], dtype=torch.float64)
-    print(f"\nm_S / m_F at solve rate p: 0/1 rewards, groups of {GROUP}, eta {eta:g}, rho = 1, an entropy of 1 nat (entadv), log Z = 0 (flowrl)\n"
+    print(f"\nm_S / m_F at solve rate p: 0/1 rewards, G {GROUP}, eta {eta:g}, {ALSO};\nrho = 1, an entropy of 1 nat (entadv), log Z = 0 (flowrl)\n"
           f"{'p':<28}" + "".join(f"{p:^18.2f}" for p in at.tolist()))
     for title, row, state in table:
         print(f"{title:<28}" + "".join(f"{s:8.3f} /{f:7.3f} " for s, f in torch.stack(masses(row, state, at), 1).add(0.0).tolist()))
@@ -289,7 +290,7 @@ def main(argv):
                  f"arm; height: √probability; η = {args.eta:g}; π_old fixed, refreshed every {args.refresh} steps, refreshed every step")
         if args.masses or names:
             show_masses(table := mass_rows(args.eta, names), args.eta)
-            draw("masses", draw_masses, table, 1.55, False, f"solve rate p; 0/1 rewards, G = {GROUP}, η = {args.eta:g}; each panel to its own scale")
+            draw("masses", draw_masses, table, 1.55, False, f"solve rate p; each panel to its own scale; G {GROUP}, eta {args.eta:g}, {ALSO}")
     except Exception as error:   # the user's code may raise anything; our own is to be seen
         if not args.check and not isinstance(error, OSError):
             raise
