@@ -1,5 +1,5 @@
 """lad.py as a user runs it, on the offline default: real vLLM, real verifier, one and two ranks, stop and resume."""
-import dataclasses, json, math, shutil, signal, subprocess, sys, time, tomllib
+import dataclasses, json, math, re, shutil, signal, subprocess, sys, time, tomllib
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ from conftest import ENV, ROOT, launch, metrics
 SHORT = ["lad.py", "--config", "tiny", "--steps", 4, "--prompts", 8, "--group", 8, "--eval_every", 2, "--eval_samples", 4, "--eval_prompts", 16, "--checkpoint_every", 2]
 KEYS = """step objective reward solve_rate loss entropy grad_norm lr response_tokens truncated zero_variance mass_success mass_failure fade_alpha
 fade_delta fade_p fade_h ratio_max clipped rollout_kl tis_mean tokens seconds seconds_rollout seconds_reward seconds_train seconds_sync
-tokens_per_second memory_gb""".split()
+tokens_per_second memory_gb rank_one failed skipped kl""".split()
 
 
 def deterministic(lines):
@@ -150,3 +150,22 @@ def test_another_objective_or_model_is_refused(run, tmp_path):
     assert done.returncode == 2 and "was trained with objective = 'fade'" in done.stdout
     done = launch(["lad.py", "--resume", out, "--seed", 1], check=False)
     assert done.returncode == 2 and "was trained with seed = 0" in done.stdout
+
+
+def test_readme_diff_of_an_own_objective_trains(tmp_path):
+    """The README's diff, applied to a copy of lad.py: every hunk fits exactly one place; two batches; its fixed point by bandit.py."""
+    diff = re.search(r"```diff\n(.*?)```", (ROOT / "README.md").read_text(), re.S).group(1)
+    for path in [*ROOT.glob("*.py"), ROOT / "configs.toml"]:
+        shutil.copy(path, tmp_path)
+    text = (ROOT / "lad.py").read_text()
+    for hunk in diff.split("@@\n"):
+        lines = hunk.splitlines(True)
+        before, after = ("".join(line[1:] for line in lines if line[0] in kinds) for kinds in (" -", " +"))
+        assert text.count(before) == 1, before
+        text = text.replace(before, after)
+    assert 5 <= diff.count("\n+") <= 15
+    (tmp_path / "mine.py").write_text(text)
+    launch([tmp_path / "mine.py", *SHORT[1:], "--steps", 2, "--eval_data", "", "--objective", "smooth", "--softness", "2", "--out", tmp_path / "run"], env={"PYTHONPATH": str(tmp_path)})
+    train = metrics(tmp_path / "run")
+    assert len(train) == 2 and all(x["objective"] == "smooth" and x["grad_norm"] > 0 and math.isfinite(x["loss"]) for x in train)
+    assert "smooth" in (tmp_path / "run/source/mine.py").read_text()
