@@ -234,8 +234,7 @@ def draw_bandit(ax, goal, refresh, runs):
 
 def draw_masses(ax, row, state):
     """m_S and m_F against p, to the panel's own scale; behind them p q, mean-only GRPO at large G, as high as the panel."""
-    p = torch.linspace(0.005, 0.995, 199, dtype=torch.float64)
-    success, failure = masses(row, state, p)
+    success, failure = masses(row, state, p := torch.linspace(0.005, 0.995, 199, dtype=torch.float64))
     behind = ax.fill_between(p, 4 * p * (1 - p) * torch.cat([success, failure]).max(), color="0.9", lw=0, label="p q (mean-only GRPO), scaled")
     up = ax.plot(p, success, color="#0072b2", lw=1.8, label="m_S: pushes successes up")
     down = ax.plot(p, failure, "--", color="#d55e00", lw=1.8, label="m_F: pushes failures down")
@@ -250,16 +249,17 @@ def die(message):   # lad.die under this file's name
     raise SystemExit(print(f"bandit.py: error: {message}", file=sys.stderr, flush=True) or 2)
 
 def load_objective(spec):
-    """Enter FILE.py:NAME into lad.OBJECTIVES under that name, once it has shown on every group of 0/1 rewards that it can be used."""
+    """Enter FILE.py:NAME, a row of a copy of lad.py (with that file's knobs) or any name in it, into lad.OBJECTIVES once it works on every group of 0/1 rewards."""
     file, _, name = spec.rpartition(":")
-    if not Path(file).is_file():
-        die(f"--check {spec}: " + (f"there is no file {file}" if file else "expected FILE.py:NAME"))
+    Path(file).is_file() or die(f"--check {spec}: " + (f"there is no file {file}" if file else "expected FILE.py:NAME"))
     source = importlib.util.spec_from_file_location(Path(file).stem, file)
     source.loader.exec_module(module := importlib.util.module_from_spec(source))
-    if not hasattr(module, name):
-        die(f"{file} has no {name!r}{did_you_mean(name, [n for n in vars(module) if not n.startswith('_')])}")
-    thing, r = getattr(module, name), every_group(GROUP)   # rewards from all 0 to all 1
-    lad.OBJECTIVES[spec] = thing if isinstance(thing, lad.Objective) else lad.Objective(thing)
+    known, r = vars(module) | vars(module).get("OBJECTIVES", {}), every_group(GROUP)   # rewards from all 0 to all 1
+    if name not in known:
+        die(f"{file} has no {name!r}{did_you_mean(name, [n for n in known if not n.startswith('_')])}")
+    lad.Config, row, ours = getattr(module, "Config", lad.Config), known[name], {id(getattr(module, n, None)): getattr(lad, n) for n in ("grpo", "ppo_clip")}
+    fields = {f.name: getattr(row, f.name) for f in dataclasses.fields(row)} if hasattr(row, "advantage") else dict(advantage=row)
+    lad.OBJECTIVES[spec] = lad.Objective(**{key: ours.get(id(value), value) for key, value in fields.items()})   # a copy's ppo_clip is ours
     adv = lad.advantages(spec, r, lad.Config(), {"p": 0.5, "H": 1.0, "H*": 0.5, "drift": torch.zeros_like(r)})
     if not isinstance(adv, torch.Tensor) or adv.shape != r.shape or not adv.isfinite().all():
         die(f"{spec}: expected finite advantages like the rewards {list(r.shape)}, got {lad.one_line(adv)}")

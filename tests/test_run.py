@@ -169,3 +169,5 @@ def test_readme_diff_of_an_own_objective_trains(tmp_path):
     train = metrics(tmp_path / "run")
     assert len(train) == 2 and all(x["objective"] == "smooth" and x["grad_norm"] > 0 and math.isfinite(x["loss"]) for x in train)
     assert "smooth" in (tmp_path / "run/source/mine.py").read_text()
+    checked = launch([tmp_path / "bandit.py", "--check", tmp_path / "mine.py:smooth", "--out", tmp_path], env={"PYTHONPATH": str(tmp_path)}).stdout
+    assert re.search(r"pi_old every step, exact: +collapsed", checked) and (tmp_path / "check-masses.png").exists()
