@@ -306,7 +306,7 @@ def step(args, device):
     yield profile_minibatch(device)
     with tempfile.TemporaryDirectory() as folder:
         stamped = "import sys, time, lad; say = lad.print0; lad.print0 = lambda *a: say(time.time(), *a); lad.main(sys.argv[1:])"   # each line after its time
-        command = [sys.executable, "-c", stamped, *f"--config tiny --device {device.type} --steps {args.steps} --out {folder}/run --eval_every 0 --checkpoint_every 0".split()]
+        command = [sys.executable, "-c", stamped, *f"--config tiny --device {device.type} --steps {args.steps} --out {folder}/run --eval_data= --checkpoint_every 0".split()]
         env = {key: value for key, value in os.environ.items() if key not in ("RANK", "LOCAL_RANK", "WORLD_SIZE")}   # lad.set_up's, of this process
         run = subprocess.run(command, cwd=lad.HERE, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         if run.returncode:
