@@ -13,7 +13,7 @@ Ratios, not times: what is compared runs in turn (A, B, A, B, ..) in one process
 the median of the ratios within each turn, so that a machine that slows down for a while slows both sides. On CUDA a time is between two events
 of the stream, caches flushed before. Tables are markdown under a line with date, machine, torch, commit and command.
 """
-import argparse, contextlib, dataclasses, functools, hashlib, itertools, json, math, os, random, subprocess, sys, tempfile, time, warnings
+import argparse, contextlib, dataclasses, functools, hashlib, itertools, json, math, os, random, re, subprocess, sys, tempfile, time, warnings
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -74,7 +74,7 @@ def about(argv, device):
     cpu = f"{names[0]}, {len(os.sched_getaffinity(0))} cores, OMP_NUM_THREADS={os.environ.get('OMP_NUM_THREADS')}, load {os.getloadavg()[0]:.1f}"
     return dict(date=time.strftime("%Y-%m-%d"), machine=torch.cuda.get_device_name() if device.type == "cuda" else cpu, torch=torch.__version__,
                 commit=(git("rev-parse", "--short", "HEAD") or "unknown") + " with changes" * bool(git("status", "--porcelain", "-uno")),
-                command=f"python bench.py {' '.join(argv)}")
+                command=re.sub(r" --out[ =]\S+", "", " ".join(["python bench.py", *argv])))
 
 def cell(x):
     return str(x) if not isinstance(x, (int, float)) else f"{x:,}" if isinstance(x, int) else f"{x:,.0f}" if abs(x) >= 1000 else f"{x:.3g}"
