@@ -896,8 +896,8 @@ def set_up(cfg):
     cuda = torch.cuda.is_available() and cfg.device != "cpu"
     if cfg.device == "cuda" and not cuda:
         die(f"preset {cfg.config!r} ({cfg.model}) needs CUDA GPUs and this machine has none; without one, try --config tiny")
-    alone = {} if "RANK" in os.environ else dict(store=dist.HashStore(), rank=0, world_size=1)   # opens no port
-    os.environ.update(dict(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1") if alone else {})
+    alone = {} if "RANK" in os.environ else dict(store=dist.HashStore(), rank=0, world_size=1)   # opens no port; gloo does, on loopback (below)
+    os.environ.update(dict(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", GLOO_SOCKET_IFNAME="lo") if alone else {})
     if cuda:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=datetime.timedelta(hours=6), **alone)   # a download takes long
