@@ -81,15 +81,15 @@ def activations(m, N, c, checkpointing):
 
 def estimate(cfg, m, gpus, memory, length, cpu=False):
     """Everything that is printed, as {name: bytes, FLOPs, seconds or counts}, for one GPU where bytes are meant."""
-    (P, block), frozen = parameters(m), bool(cfg.kl_coef or "ref" in OBJECTIVES[cfg.objective].needs)
+    (P, block), frozen, on = parameters(m), bool(cfg.kl_coef or "ref" in OBJECTIVES[cfg.objective].needs), not cfg.offload   # offload: shards live in the CPU's memory
     A, S, c, W, passes = SimpleNamespace(**ASSUMPTIONS), cfg.shard_size or gpus, 4 if cpu else 2, gpus, cfg.epochs
     sharded, prompt, longest = not cpu or W > 1, min(cfg.max_prompt_tokens, 256), cfg.max_prompt_tokens + cfg.max_tokens
     tokens = (samples := cfg.prompts * cfg.group) * (prompt + length)
     micro = math.ceil(tokens / W / cfg.minibatches / cfg.micro_tokens)   # micro-batches of a rank in an optimizer step
     C = min(cfg.head_chunk or 4096, N := max(min(cfg.micro_tokens, math.ceil(tokens / W / cfg.minibatches)), longest))
     whole_gradients = sharded and not cfg.reduce_each and micro > 1      # FSDP2 keeps them unsharded, in fp32, until the last micro-batch
-    r = dict(parameters=P, weights=4 * P / S, moments=8 * P / S, reference=4 * P / S * frozen,
-             gradients=4 * P if whole_gradients else 4 * P / S, gathered=c * (P - m.layers * block + 2 * block) + 4 * block if sharded else 0,
+    r = dict(parameters=P, weights=4 * P / S * on, moments=8 * P / S * on, reference=4 * P / S * frozen * on,
+             gradients=4 * P if whole_gradients else 4 * P / S * on, gathered=c * (P - m.layers * block + 2 * block) + 4 * block if sharded else 0,
              activations=activations(m, N, c, cfg.checkpointing), head=(16 if cpu else 10) * C * m.vocab + (4 + c) * m.vocab * m.hidden + 2 * c * N * m.hidden,
              vllm_weights=c * P / cfg.tensor_parallel, kv_token=2 * c * m.kv * m.head / min(cfg.tensor_parallel, m.kv))
     vllm = r["vllm_weights"] + cfg.vllm_memory * GIB if cpu else cfg.vllm_memory * memory
@@ -120,7 +120,7 @@ def advise(cfg, m, gpus, memory, length):
     longest, flags, best = cfg.max_prompt_tokens + cfg.max_tokens, {}, estimate(cfg, m, gpus, memory, length)
     shares = [dict(tensor_parallel=t) for t in (2, 4, 8) if t > cfg.tensor_parallel and gpus % t == 0 == m.heads % t]
     for trial in [dict(checkpointing=True), dict(reduce_each=True), dict(shard_size=0), *shares, *[dict(micro_tokens=longest)] * (longest < cfg.micro_tokens),
-                  dict(head_chunk=1024), *(dict(vllm_memory=x) for x in (0.7, 0.8, 0.5, 0.4, 0.3, 0.2))]:
+                  dict(head_chunk=1024), *(dict(vllm_memory=x) for x in (0.7, 0.8, 0.5, 0.4, 0.3, 0.2)), dict(offload=True), dict(reduce_each=True)]:
         changed = estimate(dataclasses.replace(cfg, **{**flags, **trial}), m, gpus, memory, length)
         if not best["fits"] and over(changed) < over(best):
             flags, best = {**flags, **trial}, changed
