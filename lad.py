@@ -828,7 +828,7 @@ def save_checkpoint(cfg, model, optimizer, anchor, progress):
         if rank() == 0:
             (temporary / "state.json").write_text(json.dumps(dict(progress, updates=updates, model=cfg.model, objective=cfg.objective, data=cfg.data, seed=cfg.seed)))
     except (Exception, dcp.api.CheckpointException) as failure:   # a full disk, most likely
-        error = failure
+        error = next(iter(getattr(failure, "failures", {0: (failure,)}).values()))[0]   # dcp's holds a traceback of each rank
     if all_reduce([error is not None], "max")[0]:
         shutil.rmtree(temporary, ignore_errors=True)
         print0(f"warning   checkpoint of step {progress['step']} not written: {sum(p.numel() * p.element_size() for p in tensors.values()) / 1e6:,.1f} MB needed, "
@@ -846,7 +846,7 @@ def checkpoint_tensors(model, optimizer, anchor):
     """{name: weight}, {moment.name: Adam's} and {anchor.name: a moving reference's}, the very tensors: saved from, and loaded into."""
     tensors = dict(model.named_parameters())
     moved = {f"anchor.{name}": p for name, p in anchor.named_parameters()} if anchor is not None else {}
-    return tensors | moved | {f"{moment}.{name}": optimizer.state[p][moment] for name, p in tensors.items() for moment in ("exp_avg", "exp_avg_sq") if optimizer.state[p]}
+    return tensors | moved | {f"{moment}.{name}": optimizer.state[p][moment] for name, p in tensors.items() for moment in ("exp_avg", "exp_avg_sq") if optimizer.state.get(p)}
 
 def checkpoints(cfg):
     """The whole checkpoints of the run, oldest first."""
@@ -896,8 +896,8 @@ def set_up(cfg):
     cuda = torch.cuda.is_available() and cfg.device != "cpu"
     if cfg.device == "cuda" and not cuda:
         die(f"preset {cfg.config!r} ({cfg.model}) needs CUDA GPUs and this machine has none; without one, try --config tiny")
-    alone = {} if "RANK" in os.environ else dict(store=dist.HashStore(), rank=0, world_size=1)   # opens no port
-    os.environ.update(dict(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1") if alone else {})
+    alone = {} if "RANK" in os.environ else dict(store=dist.HashStore(), rank=0, world_size=1)   # opens no port; gloo does, on loopback (below)
+    os.environ.update(dict(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", GLOO_SOCKET_IFNAME="lo") if alone else {})
     if cuda:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=datetime.timedelta(hours=6), **alone)   # a download takes long

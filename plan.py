@@ -17,7 +17,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import torch
-from lad import die, load_config
+from lad import OBJECTIVES, die, load_config
 
 GIB = 2**30
 ASSUMPTIONS = dict(   # of an H200 in nodes of 8. Measure your own and edit
@@ -81,16 +81,16 @@ def activations(m, N, c, checkpointing):
 
 def estimate(cfg, m, gpus, memory, length, cpu=False):
     """Everything that is printed, as {name: bytes, FLOPs, seconds or counts}, for one GPU where bytes are meant."""
-    P, block = parameters(m)
+    (P, block), frozen, on = parameters(m), bool(cfg.kl_coef or "ref" in OBJECTIVES[cfg.objective].needs), not cfg.offload   # offload: shards live in the CPU's memory
     A, S, c, W, passes = SimpleNamespace(**ASSUMPTIONS), cfg.shard_size or gpus, 4 if cpu else 2, gpus, cfg.epochs
     sharded, prompt, longest = not cpu or W > 1, min(cfg.max_prompt_tokens, 256), cfg.max_prompt_tokens + cfg.max_tokens
     tokens = (samples := cfg.prompts * cfg.group) * (prompt + length)
     micro = math.ceil(tokens / W / cfg.minibatches / cfg.micro_tokens)   # micro-batches of a rank in an optimizer step
-    C = min(cfg.head_chunk, N := max(min(cfg.micro_tokens, math.ceil(tokens / W / cfg.minibatches)), longest))
+    C = min(cfg.head_chunk or 4096, N := max(min(cfg.micro_tokens, math.ceil(tokens / W / cfg.minibatches)), longest))
     whole_gradients = sharded and not cfg.reduce_each and micro > 1      # FSDP2 keeps them unsharded, in fp32, until the last micro-batch
-    r = dict(parameters=P, weights=4 * P / S, moments=8 * P / S, reference=4 * P / S if cfg.kl_coef else 0,
-             gradients=4 * P if whole_gradients else 4 * P / S, gathered=c * (P - m.layers * block + 2 * block) + 4 * block if sharded else 0,
-             activations=activations(m, N, c, cfg.checkpointing), head=(4 if cpu else 2) * 4 * C * m.vocab + (4 + c) * m.vocab * m.hidden + 2 * c * N * m.hidden,
+    r = dict(parameters=P, weights=4 * P / S * on, moments=8 * P / S * on, reference=4 * P / S * frozen * on,
+             gradients=4 * P if whole_gradients else 4 * P / S * on, gathered=c * (P - m.layers * block + 2 * block) + 4 * block if sharded else 0,
+             activations=activations(m, N, c, cfg.checkpointing), head=(16 if cpu else 10) * C * m.vocab + (4 + c) * m.vocab * m.hidden + 2 * c * N * m.hidden,
              vllm_weights=c * P / cfg.tensor_parallel, kv_token=2 * c * m.kv * m.head / min(cfg.tensor_parallel, m.kv))
     vllm = r["vllm_weights"] + cfg.vllm_memory * GIB if cpu else cfg.vllm_memory * memory
     r["kv_cache"] = max(vllm - r["vllm_weights"] - (not cpu) * 2 * GIB, 0)   # vLLM's own activations and graphs: 2 GiB
@@ -99,7 +99,7 @@ def estimate(cfg, m, gpus, memory, length, cpu=False):
     # A step's FLOPs: 2 per weight and token forward, 4 backward, 2 to recompute; attention on top. Looking embeddings up costs none
     matrices, attention = P - (not m.tied) * m.vocab * m.hidden, 2 * 2 * m.heads * m.head * context(m, (prompt + length) / 2)
     forward = tokens * (2 * matrices + attention)
-    extra = (cfg.minibatches * passes > 1) + bool(cfg.kl_coef)           # the old log-probs, the reference's
+    extra = (cfg.minibatches * passes > 1) + frozen                      # the old log-probs, the reference's
     r |= dict(tokens=tokens, micro=micro, flops_rollout=forward, flops_train=forward * (passes * (4 if cfg.checkpointing else 3) + extra))
     network, own = A.inside if W <= 8 else A.across, math.ceil(samples / max(W // cfg.tensor_parallel, 1))   # responses of an engine
     kv = r["kv_token"] * context(m, prompt + length)                     # of one sequence at its end; on average it has half
@@ -110,7 +110,7 @@ def estimate(cfg, m, gpus, memory, length, cpu=False):
     r |= dict(at_once=at_once, seconds_rollout=decode * step(at_once) + max(cfg.max_tokens - decode, 0) * step(1),   # the longest response ends alone
               seconds_compute=r["flops_train"] / W / (A.flops * A.mfu), seconds_network=gathers / network * (S > 1), seconds_sync=2 * P / network * (W > 1) + 2 * P / A.bandwidth)
     r["seconds_train"] = max(r["seconds_compute"], r["seconds_network"])  # the one overlaps the other
-    r |= dict(seconds=r["seconds_rollout"] + r["seconds_train"] + r["seconds_sync"], checkpoint=12 * P, export=(4 if cpu else 2) * P, seconds_checkpoint=12 * P / A.disk, longest=longest, N=N)
+    r |= dict(seconds=r["seconds_rollout"] + r["seconds_train"] + r["seconds_sync"], checkpoint=(saved := (12 + 4 * (frozen and cfg.ref_every > 0)) * P), export=(4 if cpu else 2) * P, seconds_checkpoint=saved / A.disk, longest=longest, N=N, C=C)
     r["fits"] = max(r["training"], r["rollout"]) <= memory and r["kv_cache"] >= r["kv_token"] * context(m, longest)
     return r
 
@@ -120,7 +120,7 @@ def advise(cfg, m, gpus, memory, length):
     longest, flags, best = cfg.max_prompt_tokens + cfg.max_tokens, {}, estimate(cfg, m, gpus, memory, length)
     shares = [dict(tensor_parallel=t) for t in (2, 4, 8) if t > cfg.tensor_parallel and gpus % t == 0 == m.heads % t]
     for trial in [dict(checkpointing=True), dict(reduce_each=True), dict(shard_size=0), *shares, *[dict(micro_tokens=longest)] * (longest < cfg.micro_tokens),
-                  dict(head_chunk=1024), *(dict(vllm_memory=x) for x in (0.7, 0.8, 0.5, 0.4, 0.3, 0.2))]:
+                  dict(head_chunk=1024), *(dict(vllm_memory=x) for x in (0.7, 0.8, 0.5, 0.4, 0.3, 0.2)), dict(offload=True), dict(reduce_each=True)]:
         changed = estimate(dataclasses.replace(cfg, **{**flags, **trial}), m, gpus, memory, length)
         if not best["fits"] and over(changed) < over(best):
             flags, best = {**flags, **trial}, changed
@@ -145,7 +145,7 @@ def show(cfg, m, gpus, memory, length, cpu):
                         (f"+ gradients, fp32, {'whole until the last micro-batch' if whole else 'sharded'}", r["gradients"]),
                         ("+ gathered weights: two blocks, embeddings and head", r["gathered"]),
                         (f"+ activations of {r['N']:,} tokens, {'recomputed' if cfg.checkpointing else 'kept'}", r["activations"]),
-                        (f"+ head: logits of {cfg.head_chunk:,} tokens, its fp32 gradient", r["head"]), ("training needs", r["training"]),
+                        (f"+ head: logits of {r['C']:,} tokens, its fp32 gradient", r["head"]), ("training needs", r["training"]),
                         ("+ vLLM's weights", r["vllm_weights"]), (f"+ KV cache: {r['at_once']} sequences at once", r["kv_cache"]), ("generating needs", r["rollout"])]:
         print(f"  {text:58}{size(value)}" if value else "", end="\n" * bool(value))
     need = max(r["training"], r["rollout"])

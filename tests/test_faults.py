@@ -75,7 +75,7 @@ def call(path):
 MOMENTS = {"rollout": call("vllm/LLM/generate"), "verify": call("verify/Verifier/score"), "backward": call("torch/Tensor/backward"), "optimizer step": call("torch.optim/AdamW/step"),
            "clip": call("lad/optimizer_step"), "weight sync": some_weights, "log line": half_a_line, "checkpoint": call("torch.distributed.checkpoint/save"),
            "state.json": half_a_file("state.json"), "rename": call("pathlib/Path/rename"), "rmtree": call("shutil/rmtree"), "export": call("transformers/PreTrainedModel/save_pretrained"),
-           "config.toml": half_a_file("config.toml"), "plot": call("lad/draw_plot"), "load": call("lad/load_checkpoint"), "rewind": call("lad/rewind"), "set-up": call("lad/start_vllm")}
+           "config.toml": half_a_file("config."), "plot": call("lad/draw_plot"), "load": call("lad/load_checkpoint"), "rewind": call("lad/rewind"), "set-up": call("lad/start_vllm")}
 
 
 def small_disk(folder, megabytes):
@@ -192,7 +192,7 @@ class Runs:
         self.process = subprocess.Popen([sys.executable, __file__], env=ENV, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         assert self.process.stdout.readline() == "ready\n"
 
-    def start(self, out, *flags, faults=(), ranks=1, rank=0, env=None, patch=(), seconds=240, together=True, keep=()):
+    def start(self, out, *flags, faults=(), ranks=1, rank=0, env=None, patch=(), seconds=1200, together=True, keep=()):
         """Begin a run into `out`; its pids."""
         self.log = Path(f"{out}.log")
         self.log.unlink(missing_ok=True)
@@ -290,7 +290,7 @@ def test_killed_at_random_moments(runs, whole, tmp_path, ranks, capsys):
 
 # ==== 3. Signals, and a rank that is gone ===============================================================================
 
-def wait_for(path, text, seconds=240):
+def wait_for(path, text, seconds=1200):
     end = time.monotonic() + seconds
     while text not in (path.read_text(errors="replace") if path.exists() else ""):
         assert time.monotonic() < end, f"no {text!r} in {path}"
@@ -341,7 +341,7 @@ def test_a_rank_dies_under_torchrun(tmp_path):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "lad.py", *FLAGS, "--steps", "999", "--out", str(tmp_path / "run")]
     with open(tmp_path / "log", "w") as log:
         process = subprocess.Popen(command, cwd=ROOT, env=ENV, stdout=log, stderr=subprocess.STDOUT)
-    wait_for(tmp_path / "log", "step     2/", 600)
+    wait_for(tmp_path / "log", "step     2/")
     workers = {int(p): Path(f"/proc/{p}/environ").read_bytes().split(b"\0") for p in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()}
     [pid] = [p for p, env in workers.items() if b"RANK=1" in env]
     os.kill(pid, signal.SIGKILL)
@@ -509,14 +509,14 @@ def test_bad_data(tmp_path, tiny, capsys):
     cfg = lambda path: lad.load_config(["--config", "tiny", "--data", str(path), "--prompts", "4"])
     good = dict(prompt="1 2 3=6:", answer={"numbers": [1, 2, 3], "target": 6})
     for row, says in [(dict(good, prompt=""), "row 2: its prompt is empty"), (dict(good, prompt="  \n"), "row 2: its prompt is empty"), (dict(good, prompt=None), "a field in it is null"),
-                      (dict(good, prompt="\ud83d"), "row 2: the prompt template '{prompt}' does not fit: UnicodeEncodeError"), (dict(good, answer=7), "row 2: answer = '7' is no truth"),
+                      (dict(good, prompt="\ud83d"), "row 2: the prompt template '{prompt}' does not fit: UnicodeEncodeError"), (dict(good, prompt="1 1 1=3:", answer=7), "row 2: answer = '7' is no truth"),
                       (dict(good, prompt=[{"content": "a"}, "b"]), "row 2: the prompt template '{prompt}' does not fit: TypeError"), ([good], "row 2: expected an object"), (None, "row 2: expected an object")]:
         (tmp_path / "rows.jsonl").write_text("".join(json.dumps(r) + "\n" for r in (good, row)))
         with pytest.raises(SystemExit) as stop:
             lad.load_data(cfg(tmp_path / "rows.jsonl"), tokenizer)
         err = capsys.readouterr().err
         assert stop.value.code == 2 and says in err and err.count("\n") == 1, err
-    for content, says in [(b'{"prompt": "1 2\xff", "answer": 1}\n', "can't decode byte 0xff in position 15"), (b"", "no row is left"), (b'{"prompt": "\x00"\n', "Expecting"), (b"\x1f\x8b\x08\x00junk", "can't decode")]:
+    for content, says in [(b'{"prompt": "1 2\xff", "answer": 1}\n', "can't decode byte 0xff in position 15"), (b"", "no row is left"), (b'{"prompt": "\x00"\n', "Invalid control character at: line 1"), (b"\x1f\x8b\x08\x00junk", "can't decode")]:
         (tmp_path / "rows.jsonl").write_bytes(content)
         with pytest.raises(SystemExit):
             lad.load_data(cfg(tmp_path / "rows.jsonl"), tokenizer)
@@ -549,7 +549,7 @@ def test_every_number_out_of_range_is_refused(key, capsys):
     """Below its floor, above its ceiling, infinite, not a number, absurdly large."""
     knob = lad.KNOBS[key]
     low, high = knob.metadata["low"], knob.metadata["high"]
-    for value in [*[low - 1] * (low is not None), *[high + 1] * (high is not None), 10**30, *(["inf", "-inf", "nan"] if knob.type is float else ["inf", "1.5"])]:
+    for value in [*([] if low is None else [low - 1]), *([] if high is None else [high + 1]), 10**30, *(["inf", "-inf", "nan"] if knob.type is float else ["inf", "1.5"])]:
         with pytest.raises(SystemExit) as stop:
             lad.load_config(["--config", "tiny", f"--{key}={value}"])
         assert stop.value.code == 2 and key in (err := capsys.readouterr().err) and err.count("\n") == 1
@@ -606,18 +606,20 @@ lad.append = look"""
 
 
 def test_no_secret_and_no_port(runs, whole, tmp_path):
-    """Tokens of the environment are in no file of a run and in nothing it printed; a run of one process listens on nothing, and none of its children does."""
+    """Tokens of the environment are in no file of a run and in nothing it printed; a run of one process listens on loopback alone (gloo does), and so do its children."""
     whole(1)
     for path in whole(1).rglob("*"):
         assert not path.is_file() or SECRET.encode() not in path.read_bytes(), path
     assert SECRET not in Path(f"{whole(1)}.log").read_text()
     [pid] = runs.start(tmp_path / "run", "--steps", 2, patch=["collect = lad.collect\ndef slow(*a):\n    print('GENERATING', flush=True)\n    time.sleep(2)\n    return collect(*a)\nlad.collect = slow"])
     wait_for(runs.log, "GENERATING")
-    listening = {line.split()[9] for name in ("tcp", "tcp6", "udp", "udp6") for line in Path(f"/proc/{pid}/net/{name}").read_text().splitlines()[1:] if name[:3] == "udp" or line.split()[3] == "0A"}
+    lines = [line.split() for name in ("tcp", "tcp6", "udp", "udp6") for line in Path(f"/proc/{pid}/net/{name}").read_text().splitlines()[1:]]
+    loopback = ("0100007F", "0000000000000000FFFF00000100007F", "00000000000000000000000001000000")
+    outside = {line[9] for line in lines if line[3] != "01" and line[1].split(":")[0] not in loopback}   # listening TCP, unconnected UDP
     pids = [pid, *Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
     held = {os.readlink(f)[8:-1] for p in pids for f in Path(f"/proc/{p}/fd").iterdir() if os.path.islink(f) and os.readlink(f).startswith("socket:")}
     runs.wait()
-    assert not held & listening
+    assert not held & outside, [line for line in lines if line[9] in held & outside]
 
 
 def test_a_pickle_is_never_run(runs, tiny, tmp_path):
@@ -631,4 +633,4 @@ def test_a_pickle_is_never_run(runs, tiny, tmp_path):
     text = runs(tmp_path / "run", "--model", tmp_path / "model", code=2)
     assert "vLLM did not start" in text and not (tmp_path / "canary").exists(), text[-3000:]
     for path in ROOT.glob("*.py"):
-        assert not any(word in path.read_text() for word in ("torch.load", "import pickle", "trust_remote_code")), path
+        assert not any(word in path.read_text() for word in ("torch.load(", "import pickle", "pickle.load", "trust_remote_code=True")), path

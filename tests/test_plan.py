@@ -49,7 +49,7 @@ def step(tmp_path_factory):
     random_model = tmp_path_factory.mktemp("model")
     Qwen2ForCausalLM(Qwen2Config(vocab_size=96, hidden_size=64, intermediate_size=340, num_hidden_layers=4, num_attention_heads=2, num_key_value_heads=1, head_dim=32,
                                  tie_word_embeddings=False)).save_pretrained(random_model)
-    kept, samples = {}, [dict(prompt=[5] * 8, tokens=[6] * 24, behaviour=[0.0] * 24, adv=1.0, scale=1.0) for _ in range(64)]
+    kept, samples = {}, [dict(prompt=[5] * 7 + [i], tokens=[6] * 24, behaviour=[0.0] * 24, adv=1.0, scale=1.0) for i in range(64)]   # no prompt is shared
     for checkpointing in (False, True):
         cfg = lad.load_config(["--config", "tiny", "--model", str(random_model), "--checkpointing", str(checkpointing), "--micro_tokens", "2048", "--objective", "grpo"])
         model = lad.build_model(random_model, cfg, CPU)
@@ -59,7 +59,7 @@ def step(tmp_path_factory):
             return t
         batch = lad.pack(samples, CPU)
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
-            logp, _ = model(batch, 1.0, 4096)
+            logp, *_ = model(batch, 1.0, 4096)
         kept[checkpointing] = sum(size for pointer, size in storages.items() if pointer not in weights)
     optimizer = torch.optim.AdamW(model.parameters(), 1e-3)
     logp.sum().backward()
@@ -93,7 +93,7 @@ def test_checkpoint_size(step, tmp_path):
     if not torch.distributed.is_initialized():
         torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
     try:
-        lad.save_checkpoint(cfg, model, optimizer, dict(step=1, state={}, position=0, skipped=0))
+        lad.save_checkpoint(cfg, model, optimizer, None, dict(step=1, state={}, position=0, skipped=0))
     finally:
         torch.distributed.destroy_process_group()
     written = sum(f.stat().st_size for f in (tmp_path / "checkpoints/step_1").iterdir())
