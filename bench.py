@@ -26,7 +26,7 @@ if __name__ == "__main__":   # as in lad.py: read when torch, OpenMP and vLLM ar
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
-import lad, verify
+import lad, settings, verify
 
 # Qwen2.5 as in the published config.json files: nothing is downloaded. small is for a CPU, mini for the tests.
 FIELDS = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "vocab_size", "tie_word_embeddings")
@@ -364,7 +364,7 @@ TABLES = dict(head=head, trainer=trainer, rollout=rollout, sync=sync, step=step,
 
 def shapes(args, device, cpu, cuda):
     names = (args.shape or (cpu if device.type == "cpu" else cuda)).split(",")
-    return [name if name in MODELS else lad.die(f"bench.py --shape {name!r}{lad.did_you_mean(name, MODELS)}") for name in names]
+    return [name if name in MODELS else lad.die(f"bench.py --shape {name!r}{settings.did_you_mean(name, MODELS)}") for name in names]
 
 def main(argv):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

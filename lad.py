@@ -51,7 +51,7 @@ import torch.nn.functional as F
 
 import verify
 from data import draw, field, load_data, read_rows
-from settings import die, one_line, read as read_settings
+from settings import die, one_line, read as read_settings, replace
 from watch import watch
 
 HERE = Path(__file__).resolve().parent
@@ -568,7 +568,7 @@ def naive_logprob(hidden, weight, targets, temperature=1.0):
     logp = torch.log_softmax(hidden.to(kind) @ weight.to(kind).t() / temperature, -1)
     return logp.gather(-1, targets[:, None])[:, 0], -(logp.exp() * logp).sum(-1)
 
-def turn_on_compile(cfg, device, model):
+def turn_on_compile(cfg, device, model=None):
     """Compile the two element-wise functions of the head and, with compile = blocks, the decoder's blocks; dynamic, since rows have any length."""
     if cfg.compile == "off" or (cfg.compile == "auto" and device.type != "cuda"):
         return
@@ -706,14 +706,20 @@ def pack(samples, device):
     return {"full": None, "kept": None} | batch | dict(max_seqlen=max_seqlen, lengths=length.tolist())
 
 def micro_batches(samples, cfg):
-    """Lists of samples of about micro_tokens each, the same number on every rank (each makes a sharded forward)."""
-    size = lambda s: len(s["prompt"]) + len(s["tokens"])
-    n = int(all_reduce([max(math.ceil(sum(map(size, samples)) / cfg.micro_tokens), 1)], "max")[0])
+    """Lists of samples of about micro_tokens each, the same number on every rank (each makes a sharded forward). Neighbours with one prompt
+    stay together, so as to share it, in units of up to a quarter of micro_tokens."""
+    units = []   # [tokens, samples]
+    for s in samples:
+        if units and units[-1][1][0]["prompt"] == s["prompt"] and units[-1][0] + len(s["tokens"]) <= cfg.micro_tokens // 4:
+            units[-1] = [units[-1][0] + len(s["tokens"]), units[-1][1] + [s]]
+        else:
+            units.append([len(s["prompt"]) + len(s["tokens"]), [s]])
+    n = int(all_reduce([max(math.ceil(sum(size for size, _ in units) / cfg.micro_tokens), 1)], "max")[0])
     bins, load = [[] for _ in range(n)], [0] * n
-    for s in sorted(samples, key=size, reverse=True):   # the longest first, each into the emptiest bin
+    for size, part in sorted(units, key=lambda unit: -unit[0]):   # the largest first, each into the emptiest bin
         i = load.index(min(load))
-        bins[i].append(s)
-        load[i] += size(s)
+        bins[i] += part
+        load[i] += size
     ghost = dict(prompt=[0], tokens=[0], behaviour=[0.0], adv=0.0, scale=0.0)   # keeps an idle rank in step
     return [b or [dict(ghost)] for b in bins]
 
@@ -799,11 +805,6 @@ def append(cfg, name, **fields):
         except OSError as error:
             last = max([int(c.name[5:]) for c in checkpoints(cfg)], default=0)
             die(f"{error}: {len(json.dumps(fields)):,} bytes of {name} needed, {shutil.disk_usage(cfg.out).free:,} free; the run stops, whole up to step {last}: make room, then --resume {cfg.out}")
-
-def replace(path, text):
-    """Write a whole file; who is killed meanwhile leaves the old one."""
-    path.with_suffix(".tmp").write_text(text)
-    path.with_suffix(".tmp").rename(path)
 
 def rewind(cfg, step):
     """Forget the log lines after the checkpoint of `step`, a torn last one included."""

@@ -18,6 +18,12 @@ def one_line(error):
     return " ".join((str(error) or repr(error)).split())[:400]
 
 
+def replace(path, text):
+    """Write a whole file; who is killed meanwhile leaves the old one."""
+    path.with_suffix(".tmp").write_text(text)
+    path.with_suffix(".tmp").rename(path)
+
+
 def did_you_mean(word, words):
     close = difflib.get_close_matches(word, list(words), 1)
     return f"; did you mean {close[0]!r}?" if close else f"; one of: {', '.join(words)}" if len(words) < 30 else "; --help lists them"

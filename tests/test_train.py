@@ -184,11 +184,21 @@ def test_rank_one_share():
 
 
 def test_micro_batches_are_balanced_and_lose_nothing():
-    samples = [sample([1], [2] * n) for n in (50, 3, 9, 27, 1, 14, 30, 8)]
+    samples = [sample([i], [2] * n) for i, n in enumerate((50, 3, 9, 27, 1, 14, 30, 8))]   # prompts of their own
     bins = lad.micro_batches(samples, dataclasses.replace(CFG, micro_tokens=60))
     loads = [sum(1 + len(s["tokens"]) for s in b) for b in bins]
     assert len(bins) == math.ceil(150 / 60) and sum(loads) == 150 and max(loads) <= 60
     assert sorted(id(s) for b in bins for s in b) == sorted(map(id, samples))
+
+
+def test_micro_batches_keep_a_group_together():
+    """Eight prompts of 40 tokens, 8 responses of 10 each: 8 x 40 prompt tokens in all when groups stay whole, 64 x 40 when none does."""
+    samples = [sample([g] * 40, [2] * 10) for g in range(8) for _ in range(8)]
+    whole = lad.micro_batches(samples, dataclasses.replace(CFG, micro_tokens=480))
+    assert len(whole) == 2 and sum(lad.pack(b, torch.device("cpu"))["ids"].shape[1] for b in whole) == 8 * 40 + 640
+    halves = lad.micro_batches(samples, dataclasses.replace(CFG, micro_tokens=320))   # a unit holds a prompt and four responses
+    assert sum(lad.pack(b, torch.device("cpu"))["ids"].shape[1] for b in halves) <= 16 * 40 + 640 and len(halves) == 4
+    assert sorted(id(s) for b in halves for s in b) == sorted(map(id, samples))
 
 
 def test_a_rank_without_samples_keeps_step(random_model):
