@@ -1,7 +1,6 @@
 """What a run of lad.py needs, said before it is started: memory of each GPU, FLOPs and seconds of a step, size of a checkpoint.
 
     python lad.py --config fade-code-32b --plan --gpus 32           # any flags of lad.py; no GPU, no weights, no network needed
-    python plan.py --config gsm8k-small --gpus 1 --gpu_memory 24    # the same
     python plan.py --table                                          # the README's: 1.5B, 7B, 32B, 70B on 1, 8, 16, 64 GPUs
 
 Flags beside lad.py's own: --gpus N (8), --gpu_memory GiB (this machine's GPU's, else 139: an H200), --length N (mean tokens
@@ -9,7 +8,7 @@ of a response; half of max_tokens). Bytes follow from shapes and are counted; se
 The model of memory: a GPU holds its shard of fp32 weights and Adam's two moments at all times. While it trains vLLM sleeps, and
 gradients, gathered bf16 weights, activations and the head's logits come on top. While it generates these are gone and vLLM fills
 vllm_memory of the whole GPU with its own bf16 weights, then KV cache. What is needed is the larger of the two (on a CPU vLLM cannot
-sleep: their sum). Not covered: mixture-of-experts models, the allocator's fragments, verifying, evaluation.
+sleep: their sum). Not covered: mixture-of-experts models, how much slower offload is, the allocator's fragments, verifying, evaluation.
 P parameters, W GPUs, N tokens in a forward, C = head_chunk, c bytes of a compute number (2: bf16; 4 on a CPU); sizes in GiB = 2^30.
 """
 import dataclasses, math, os, sys
@@ -116,18 +115,20 @@ def estimate(cfg, m, gpus, memory, length, cpu=False):
 
 def advise(cfg, m, gpus, memory, length):
     """(flags that make it fit, or None; the estimate with them). Changes are tried from the cheapest on; those that do not help are left out."""
+    at = lambda flags: estimate(dataclasses.replace(cfg, **flags), m, gpus, memory, length)
     over = lambda r: max(r["training"] - memory, 0) + max(r["rollout"] - memory, 0) + 1e12 * (r["kv_cache"] < r["kv_token"] * context(m, r["longest"]))
-    longest, flags, best = cfg.max_prompt_tokens + cfg.max_tokens, {}, estimate(cfg, m, gpus, memory, length)
+    longest, flags, best = cfg.max_prompt_tokens + cfg.max_tokens, {}, at({})
     shares = [dict(tensor_parallel=t) for t in (2, 4, 8) if t > cfg.tensor_parallel and gpus % t == 0 == m.heads % t]
     for trial in [dict(checkpointing=True), dict(reduce_each=True), dict(shard_size=0), *shares, *[dict(micro_tokens=longest)] * (longest < cfg.micro_tokens),
                   dict(head_chunk=1024), *(dict(vllm_memory=x) for x in (0.7, 0.8, 0.5, 0.4, 0.3, 0.2)), dict(offload=True), dict(reduce_each=True)]:
-        changed = estimate(dataclasses.replace(cfg, **{**flags, **trial}), m, gpus, memory, length)
-        if not best["fits"] and over(changed) < over(best):
-            flags, best = {**flags, **trial}, changed
+        if not best["fits"] and over(r := at({**flags, **trial})) < over(best):
+            flags, best = {**flags, **trial}, r
+    for key in [*flags] if best["fits"] else ():   # what a later flag made needless
+        if (r := at(fewer := {k: v for k, v in flags.items() if k != key}))["fits"] and r["seconds"] < 1.1 * best["seconds"]:
+            flags, best = fewer, r
     for trial in shares if best["fits"] else ():   # more room for the KV cache, where it pays
-        changed = estimate(dataclasses.replace(cfg, **{**flags, **trial}), m, gpus, memory, length)
-        if changed["fits"] and changed["seconds"] < 0.8 * best["seconds"]:
-            flags, best = {**flags, **trial}, changed
+        if (r := at({**flags, **trial}))["fits"] and r["seconds"] < 0.8 * best["seconds"]:
+            flags, best = {**flags, **trial}, r
     return flags if best["fits"] else None, best
 
 size = lambda x: f"{x / GIB:10,.2f} GiB" if x >= GIB / 10 else f"{x / 2**20:10,.2f} MiB"
@@ -167,8 +168,7 @@ def table(memory):
     print("| model | GPUs | training | generating | flags it needs | a step | of it generating | checkpoint |\n|---|---|---|---|---|---|---|---|")
     for model in ("Qwen/Qwen2.5-1.5B", "Qwen/Qwen2.5-7B", "Qwen/Qwen2.5-32B", "meta-llama/Meta-Llama-3-70B"):
         for gpus in (1, 8, 16, 64):
-            cfg = load_config(["--model", model])
-            flags, r = advise(cfg, read_shape(model), gpus, memory, cfg.max_tokens / 2)
+            flags, r = advise(cfg := load_config(["--model", model]), read_shape(model), gpus, memory, cfg.max_tokens / 2)
             asked = "**does not fit**" if flags is None else spell(flags, "`") or "none"
             seconds = f"{r['seconds']:,.0f} s | {r['seconds_rollout'] / r['seconds']:.0%}" if flags is not None else "| "
             print(f"| {model.split('/')[1]} | {gpus} | {r['training'] / GIB:,.0f} GiB | {r['rollout'] / GIB:,.0f} GiB | {asked} | {seconds} | {r['checkpoint'] / 1e9:,.0f} GB |")

@@ -44,7 +44,7 @@ def test_readme_commands_name_what_exists(command):
                 assert (ROOT / word).exists(), word
         if "lad.py" in words and "cp" not in words:
             argv = [w.replace("$objective", "fade").replace("$seed", "0") for w in words[words.index("lad.py") + 1:]]
-            if not {"--help", "--resume"} & set(argv):
+            if not {"--help", "--resume", "--plan"} & set(argv):
                 lad.load_config([w for w in argv if w not in (">", "tail", "-1")])
 
 
