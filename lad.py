@@ -19,7 +19,7 @@ and of the policy gradients they are compared with. Where this file departs from
      rate, p the whole batch's. Both are judgement calls: we read an account of the paper, not its code.
   4. FADE's H is the mean of -log pi(y_t) over the sampled tokens: unbiased for their mean entropy, and free.
   5. Group standard deviations are torch.std (G - 1 in the denominator), as in TRL and verl.
-  6. Truncated importance sampling between vLLM and the trainer is on for every objective (`--tis_cap 0`: off).
+  6. Truncated importance sampling between vLLM and the trainer is on for every objective, token by token (`--tis_cap 0`: off).
 
 Run it:
     python lad.py --config tiny --objective fade                    # no GPU, no downloads, some minutes
@@ -52,7 +52,7 @@ import torch.nn.functional as F
 import verify
 from data import draw, field, load_data, read_rows
 from settings import die, one_line, read as read_settings, replace
-from watch import watch
+from watch import patiently, watch
 
 HERE = Path(__file__).resolve().parent
 
@@ -107,7 +107,7 @@ class Config:
     alpha: float = knob(2.0, "power: focus on hard prompts, (1 - rbar)^(alpha - 1)", 0)
     delta: float = knob(0.5, "asym: divides the weight of failures", 1e-3)
     success_weight: float = knob(0.1, "w_reinforce: lambda, the weight of a success; a failure weighs -1", 0)
-    pass_k: int = knob(4, "passk: the k of pass@k; 1 would be rloo", 2)
+    pass_k: int = knob(4, "passk: the k of pass@k; 1 would be reinforce", 2)
     ent_coef: float = knob(0.4, "entadv: weight of a token's entropy in its advantage", 0)
     ent_kappa: float = knob(2.0, "entadv: abs(A) over this is all that entropy may add", 1e-3)
     cov_share: float = knob(2e-4, "clip_cov, kl_cov: share of a micro-batch's tokens, at least one", 0, 1)
@@ -294,7 +294,7 @@ def collect(llm, cfg, tokenizer, verifier, rows, position, step, lap):
         mine, new = rollout(llm, cfg, draw(rows, position, cfg.prompts, cfg.seed), cfg.group, step, attempt)
         lap("rollout")
         finish = score(verifier, cfg, tokenizer, mine, new)
-        cfg.zero_variance == "keep" or finish()   # with keep it goes on while log-probs are computed
+        finish = finish if cfg.zero_variance == "keep" else finish() or (lambda: None)   # with keep it goes on while log-probs are computed
         lap("reward")
         position += cfg.prompts
         drawn += new
@@ -362,7 +362,7 @@ def covariance(adv, t):
 
 def highest(x, share):
     """True at the `share` of a tensor's elements that are highest, at least at one."""
-    few = x.flatten().topk(max(int(share * x.numel()), 1)).indices
+    few = x.flatten().topk(min(max(int(share * x.numel()), 1), x.numel())).indices
     return torch.zeros_like(x, dtype=torch.bool).flatten().index_fill(0, few, True).view_as(x)
 
 def clip_cov(log_ratio, adv, cfg, t):
@@ -378,7 +378,7 @@ def kl_cov(log_ratio, adv, cfg, t):
     return -log_ratio.exp() * adv + cfg.cov_kl * chosen * (t["logp"] - t["old"]).abs(), torch.zeros_like(chosen)
 
 def flowrl(log_ratio, adv, cfg, t):
-    """w (log Z(x) + (log pi - log pi_ref)/T - beta A)^2 of whole sequences of T tokens, w = min(rho, 10) detached: FlowRL, arXiv 2509.15207."""
+    """w (log Z(x) + (log pi - log pi_ref)/T - beta A)^2 of whole sequences of T tokens, w = min(rho, 10) detached (the authors' code). FlowRL, arXiv 2509.15207."""
     total = lambda x: sum_in_sequence(x * t["mask"], t["seq"])
     w = total(t["logp"] - t["old"]).detach().clamp(-20, math.log(10)).exp()
     gap = t["log_z"] + total(t["logp"] - t["ref"]) / total(torch.ones_like(adv)).clamp_min(1) - cfg.flow_beta * adv
@@ -424,7 +424,7 @@ OBJECTIVES = {
     "rloo":        Objective(lambda r, cfg, state: centre(r) * r.shape[-1] / (r.shape[-1] - 1)),            # arXiv 2402.14740: less the others' mean
     "dr_grpo":     Objective(lambda r, cfg, state: centre(r), defaults=dict(aggregation="constant")),      # arXiv 2503.20783
     "grpo":        Objective(grpo),                                                                        # arXiv 2402.03300
-    "maxrl":       Objective(lambda r, cfg, state: centre(r) / (r.mean(-1, keepdim=True) + 1e-6)),          # arXiv 2602.02710: log-mean-exp
+    "maxrl":       Objective(lambda r, cfg, state: centre(c := (r > 0.5).to(r)) / (c.mean(-1, keepdim=True) + 1e-6)),   # arXiv 2602.02710: the gradient of log p
     "passk":       Objective(lambda r, cfg, state: pass_at_k_advantage(r, cfg.pass_k)),                    # arXiv 2505.15201
     "power":       Objective(lambda r, cfg, state: power_asym(r, cfg.alpha, 1.0)),                         # arXiv 2607.01490
     "asym":        Objective(lambda r, cfg, state: power_asym(r, 1.0, cfg.delta)),                         # arXiv 2607.01490
@@ -435,7 +435,7 @@ OBJECTIVES = {
     "lad_anchor":  Objective(lambda r, cfg, state: centre(policy_weights("lad", grpo(r, cfg, state) - cfg.eta * state["drift"], cfg)), needs=("ref",)),
     "entadv":      Objective(grpo, entadv),                                                                # arXiv 2506.14758
     "clip_cov":    Objective(grpo, clip_cov, local=False, defaults=dict(clip_low=1.0, clip_high=1.0)),     # arXiv 2505.22617
-    "kl_cov":      Objective(grpo, kl_cov, local=False),                                                   # arXiv 2505.22617
+    "kl_cov":      Objective(grpo, kl_cov, local=False, defaults=dict(cov_share=2e-3, minibatches=8)),     # arXiv 2505.22617; in one update it is grpo
     "flowrl":      Objective(grpo, flowrl, ("ref", "log_z"), local=False, defaults=dict(aggregation="sequence")),   # arXiv 2509.15207
 }
 
@@ -477,7 +477,7 @@ def k3(logp, ref_logp):
 
 def token_scale(cfg, lengths, total_tokens, total_sequences):
     """The weight of a token's loss in the step's loss, for samples of these lengths. Totals are over all ranks
-    and micro-batches of the optimizer step: the gradient does not depend on how the batch is split."""
+    and micro-batches of the optimizer step: the gradient does not depend on how the batch is split (but for clip_cov and kl_cov)."""
     each = {"token": lambda n: 1 / max(total_tokens, 1),                          # DAPO
             "sequence": lambda n: 1 / (max(n, 1) * total_sequences),                      # GRPO
             "constant": lambda n: 1 / (cfg.max_tokens * total_sequences)}[cfg.aggregation]   # Dr. GRPO
@@ -606,15 +606,15 @@ def logprob_forward(model, batch, temperature, chunk, gradient=None):
     hidden = model.base_model(input_ids=batch["ids"], position_ids=batch["positions"], use_cache=False,
                               **{key: batch[key] for key in ("cu_seqlens", "max_seqlen", "full", "kept")}).last_hidden_state[0]
     if not chunk:   # logits in fp32, their gradient in fp32 and in the model's type: 10 bytes at most for each
-        free = torch.cuda.mem_get_info()[0] if hidden.is_cuda else 2**32
+        free = torch.cuda.mem_get_info()[0] + torch.cuda.memory_reserved() - torch.cuda.memory_allocated() if hidden.is_cuda else 2**32
         chunk = min(max(free // 4 // (10 * model.lm_head.weight.shape[0]) // 256 * 256, 256), 4096)
     logp, entropy = fused_logprob(hidden[batch["predict"]], model.lm_head.weight, batch["targets"], temperature, chunk, gradient)
     log_z = None
     if hasattr(model, "log_z"):   # of the mean hidden state of each prompt
         inside = batch["in_prompt"][:, None]
-        mean = hidden.new_zeros(len(batch["lengths"]), hidden.shape[1]).index_add(0, batch["sample"], hidden * inside)
-        count = hidden.new_zeros(len(mean), 1).index_add(0, batch["sample"], inside.to(hidden))
-        log_z = model.log_z((mean / count.clamp_min(1))[batch["first"]])[batch["seq"], 0].float()
+        add = lambda x: x.new_zeros(len(batch["lengths"]), x.shape[1]).index_add(0, batch["sample"], x)   # in fp32: bf16 cannot count beyond 256
+        mean = add(hidden.float() * inside) / add(inside.float()).clamp_min(1)
+        log_z = model.log_z(mean[batch["first"]].to(hidden.dtype))[batch["seq"], 0].float()
     return logp, entropy, log_z
 
 def log_z_head(width):
@@ -647,7 +647,7 @@ def build_model(folder, cfg, device, trainable=True):
         size = cfg.shard_size or world()
         shape, names = ((world(),), ("shard",)) if size == world() else ((world() // size, size), ("replicate", "shard"))
         mesh = dist.init_device_mesh(device.type, shape, mesh_dim_names=names)
-        where = CPUOffloadPolicy() if cfg.offload else OffloadPolicy()
+        where = CPUOffloadPolicy(pin_memory=device.type == "cuda") if cfg.offload else OffloadPolicy()
         for module in (*model.base_model.layers, model):
             fully_shard(module, mesh=mesh, mp_policy=policy, offload_policy=where)
     model.to_empty(device="cpu" if cfg.offload else device)
@@ -756,7 +756,7 @@ def accumulate_gradient(model, samples, cfg, device):
     sharded, bins, stats = hasattr(model, "set_requires_gradient_sync"), micro_batches(samples, cfg), []
     for i, bin_ in enumerate(bins):
         if sharded:
-            model.set_requires_gradient_sync(cfg.reduce_each or i == len(bins) - 1)
+            model.set_requires_gradient_sync(cfg.reduce_each or cfg.offload or i == len(bins) - 1)
         batch = pack(bin_, device)
         def gradient(part, logp, entropy):   # of scaled_loss, known as soon as logp is
             with torch.enable_grad():
@@ -813,6 +813,7 @@ def rewind(cfg, step):
             lines = [line for line in path.read_text().splitlines(True) if line.endswith("\n") and json.loads(line)["step"] <= step]
             replace(path, "".join(lines))
 
+@patiently
 def save_checkpoint(cfg, model, optimizer, anchor, progress):
     """checkpoints/step_N, sharded: weights and Adam's moments as safetensors (no pickle), the rest as JSON. It is written
     under a temporary name and renamed, so that a folder of the final name is whole. False, and a warning, if that failed."""
@@ -827,7 +828,7 @@ def save_checkpoint(cfg, model, optimizer, anchor, progress):
     try:
         dcp.save(tensors, storage_writer=HuggingFaceStorageWriter(str(temporary), save_distributed=True))
         if rank() == 0:
-            (temporary / "state.json").write_text(json.dumps(dict(progress, updates=updates, model=cfg.model, objective=cfg.objective, data=cfg.data, seed=cfg.seed)))
+            (temporary / "state.json").write_text(json.dumps(dict(progress, updates=updates, model=cfg.model, objective=cfg.objective, data=cfg.data, seed=cfg.seed, ref_every=cfg.ref_every)))
     except (Exception, dcp.api.CheckpointException) as failure:   # a full disk, most likely
         error = next(iter(getattr(failure, "failures", {0: (failure,)}).values()))[0]   # dcp's holds a traceback of each rank
     if all_reduce([error is not None], "max")[0]:
@@ -859,9 +860,9 @@ def find_checkpoint(cfg):
         return None, {}
     path = checkpoints(cfg)[-1]
     saved = json.loads((path / "state.json").read_text())
-    for key in ("model", "objective", "data", "seed"):
-        if saved[key] != getattr(cfg, key):
-            die(f"{path} was trained with {key} = {saved[key]!r}, this run has {getattr(cfg, key)!r}: give another --out")
+    for key in ("model", "objective", "data", "seed", "ref_every"):
+        if saved.get(key, 0) != getattr(cfg, key):
+            die(f"{path} was trained with {key} = {saved.get(key, 0)!r}, this run has {getattr(cfg, key)!r}: give another --out")
     return path, saved
 
 def load_checkpoint(path, saved, model, optimizer, anchor):
@@ -872,6 +873,7 @@ def load_checkpoint(path, saved, model, optimizer, anchor):
         optimizer.state[p] = dict(step=torch.tensor(float(saved["updates"]), device=p.device), exp_avg=torch.zeros_like(p), exp_avg_sq=torch.zeros_like(p))
     dcp.load(checkpoint_tensors(model, optimizer, anchor), storage_reader=HuggingFaceStorageReader(str(path)))
 
+@patiently
 def export(cfg, model, tokenizer, folder):
     """out/hf: a save_pretrained folder that transformers, vLLM and eval.py load."""
     dtype = torch.float32 if next(model.parameters()).device.type == "cpu" else torch.bfloat16
@@ -942,13 +944,12 @@ def set_advantages(groups, drawn, cfg, state):
     batch = {key: value / sums["samples"] for key, value in sums.items() if key != "samples"}
     rewards = torch.tensor([[s["reward"] for s in g] for g in groups], dtype=torch.float64).reshape(-1, cfg.group)
     drift = torch.zeros_like(rewards)
-    if groups and "ref" in OBJECTIVES[cfg.objective].needs:   # with one update a batch, nobody scored pi_old
-        policy = lambda s: s["old"] if "old" in s else s["ref"].new_tensor(s["behaviour"])
-        drift = torch.stack([(policy(s) - s["ref"]).sum() for g in groups for s in g]).to(drift).view(drift.shape)
+    if groups and "ref" in OBJECTIVES[cfg.objective].needs:
+        drift = torch.tensor([[(s["old"] - s["ref"]).sum() if s["tokens"] else 0.0 for s in g] for g in groups], dtype=torch.float64)
     adv = advantages(cfg.objective, rewards, cfg, dict(state, drift=drift))
     for s, a in zip((s for g in groups for s in g), adv.flatten().tolist()):
         s.update(adv=a, scale=1.0)
-    weight, success = policy_weights(cfg.objective, adv, cfg).abs(), torch.tensor([[s["correct"] > 0.5 for s in g] for g in groups]).reshape(adv.shape)
+    weight, success = policy_weights(cfg.objective, adv, cfg).abs(), torch.tensor([[s["correct"] > 0.5 for s in g] for g in groups], dtype=torch.bool).reshape(adv.shape)
     masses = [mass / sums["samples"] for mass in all_reduce([weight[success].sum().item(), weight[~success].sum().item()])]
     alpha, delta = fade_schedule(state, cfg)
     return dict(batch, mass_success=masses[0], mass_failure=masses[1], fade_alpha=alpha, fade_delta=delta, fade_p=state["p"], fade_h=state["H"], tokens=tokens)
@@ -990,7 +991,7 @@ def main(argv):
                 shutil.copy(module.__file__, out / "source")
     llm = start_vllm(cfg, folder, device)
     model = build_model(folder, cfg, device)
-    reference = build_model(folder, cfg, device, trainable=False) if cfg.kl_coef or "ref" in OBJECTIVES[cfg.objective].needs else None
+    reference = build_model(folder, cfg, device, trainable=False) if "ref" in (needs := OBJECTIVES[cfg.objective].needs) or cfg.kl_coef else None
     turn_on_compile(cfg, device, model)
     optimizer = torch.optim.AdamW(model.parameters(), cfg.lr, (0.9, cfg.beta2), weight_decay=cfg.weight_decay, fused=True)
     anchor = reference if cfg.ref_every else None   # one that moves is part of the checkpoint
@@ -1021,9 +1022,9 @@ def main(argv):
                 lap("sync")
                 groups, drawn, position, rewarded = collect(llm, cfg, tokenizer, verifier, rows, position, step, lap)
 
-            # Log-probs under the policies that stay as they are: pi_old, only where it will differ from pi_theta, and the reference
-            samples = [s for g in groups for s in g]
-            for key, policy in (("old", model if cfg.minibatches * cfg.epochs > 1 else None), ("ref", reference)):
+            # Log-probs under the policies that stay as they are: the reference, and pi_old where it is needed beside pi_theta
+            samples, needs_old = [s for g in groups for s in g if s["tokens"]], cfg.minibatches * cfg.epochs > 1 or "ref" in needs
+            for key, policy in (("old", model if needs_old else None), ("ref", reference)):
                 if policy is not None:
                     score_samples(policy, key, samples, cfg, device)
 
@@ -1046,9 +1047,8 @@ def main(argv):
             for i in [*range(M)] * cfg.epochs:
                 stats.append(accumulate_gradient(model, samples[i * len(samples) // M: (i + 1) * len(samples) // M], cfg, device))
                 norms.append(optimizer_step(model, optimizer, cfg))
-            if anchor is not None and step % cfg.ref_every == 0:
-                for new, p in zip(model.parameters(), anchor.parameters()):
-                    p.data.copy_(new.data)
+            for new, p in zip(model.parameters(), anchor.parameters()) if anchor is not None and step % cfg.ref_every == 0 else ():
+                p.data.copy_(new.data)
             lap("train")
 
             # The rest is diagnostics

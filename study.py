@@ -52,7 +52,7 @@ def best_rates(done):
             score.setdefault(r["label"], {}).setdefault(r["lr"], []).append(r["pass@1"] + r["pass@32"])
     for label, rates in score.items():
         if set(rates) >= set(RATES) and all(len(v) == len(SWEEP_SEEDS) for v in rates.values()):
-            best[label] = max(rates, key=lambda rate: statistics.mean(rates[rate]))
+            best[label] = max(RATES, key=lambda rate: statistics.mean(rates[rate]))
     return best
 
 
@@ -144,7 +144,7 @@ def table(done, part, labels):
     """A markdown table: mean ± 95% interval over seeds at the last step; steps to the peak of pass@1."""
     print(f"\n| {part} | lr | seeds | pass@1 | pass@32 | distinct | entropy | batches to peak pass@1 | rank one |\n" + "|---" * 9 + "|")
     for label in labels:
-        mine = [r for r in done if r["part"] == part and r["label"] == label]
+        mine = [r for r in done if r["part"] == part and r["label"] == label and r["lr"] == best_rates(done).get(label.split()[0])]
         last = [r for r in mine if r["step"] == STEPS]
         if not last:
             continue
@@ -159,7 +159,7 @@ def picture(done, path):
     import matplotlib
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
-    main = [r for r in done if r["part"] == "main"]
+    main = [r for r in done if r["part"] == "main" and r["lr"] == best_rates(done).get(r["label"])]
     fig, axes = plt.subplots(1, 2, figsize=(13, 6))
     for number, name in enumerate(dict.fromkeys(r["label"] for r in main)):
         mine = [r for r in main if r["label"] == name]
@@ -171,7 +171,7 @@ def picture(done, path):
             ax.annotate(name, (x[-1], y[-1]), fontsize=7, color=line.get_color(), xytext=(3, 0), textcoords="offset points")
             ax.set(xlabel="held-out pass@1", ylabel=f"held-out {key}" if key != "distinct" else "distinct right answers to a puzzle (of 32)")
             ax.grid(alpha=0.3)
-    seeds = len({r["seed"] for r in main})
+    seeds = min(len({r["seed"] for r in main if r["label"] == label}) for label in {r["label"] for r in main})
     fig.suptitle(f"tiny: every objective from the same start (left) to batch {STEPS}, mean of {seeds} seeds; up and right is better")
     fig.tight_layout()
     fig.savefig(path, dpi=110)
@@ -191,4 +191,5 @@ if __name__ == "__main__":
         table(done, "main", lad.OBJECTIVES)
         table(done, "question", QUESTIONS)
         table(done, "sweep", lad.OBJECTIVES) if "sweep" in args.only.split(",") and not best_rates(done) else print("\nrates:", best_rates(done))
+        print("commits:", *sorted({r["commit"] for r in done}))
         picture(done, CSV.parent / "study.png")

@@ -38,7 +38,7 @@ def plain_advantages(name, r, c, alpha=None, delta=None, drift=None):
         return -GENERATORS["js"][1](z)
     return [{
         "passk": lambda: passk(i),
-        "maxrl": lambda: (x - mean) / (mean + 1e-6),
+        "maxrl": lambda: (x - mean) / (mean + 1e-6),   # of 0/1 rewards
         "lad_anchor": lambda: anchored(i) - sum(map(anchored, range(G))) / G,
         "power_asym": lambda: (1 - mean) ** (c.alpha - 1) * (x - mean) / (1 if x >= mean else c.delta),
         **dict.fromkeys(("entadv", "clip_cov", "kl_cov", "flowrl"), lambda: (x - mean) / (sd + 1e-6)),
@@ -123,6 +123,14 @@ def test_generators_stay_finite_in_float32_at_extreme_advantages(name):
                 z = x - u
                 want = math.exp(x) * 0.5 * (math.log(2) - (math.log1p(math.exp(-z)) if z > 0 else -z + math.log1p(math.exp(z))))
                 assert grad.item() == pytest.approx(want, rel=2e-3, abs=1e-5), (u, x)
+
+
+def test_maxrl_is_of_successes_whatever_the_penalties():
+    """Overlong penalties (reward 1 less up to 1, 0 less up to 1) move no advantage: a mean near 0 must not blow it up, nor a negative one turn it."""
+    plain, shaped = torch.tensor([[1.0, 0, 0, 0], [0, 0, 0, 0]]), torch.tensor([[0.9, -1, 0, 0], [0, 0, 0, -1.0]])
+    got = lad.advantages("maxrl", shaped, CFG, {})
+    torch.testing.assert_close(got, lad.advantages("maxrl", plain, CFG, {}))
+    assert got[0].tolist() == pytest.approx([3, -1, -1, -1], rel=1e-4) and not got[1].any()
 
 
 def test_pass_at_k_advantage_is_unbiased():

@@ -143,6 +143,25 @@ def test_options_run(flags, tiny, tmp_path):
         assert train[0]["truncated"] > 0.3
 
 
+def test_a_lost_sample_stays_lost(tiny):
+    """With drop, rewards are wanted in collect() and again in main(): the second time changes nothing (a NaN would be taken for a log-prob of 0)."""
+    import verify
+    from transformers import AutoTokenizer
+    cfg, tokenizer = lad.load_config(["--config", "tiny", "--zero_variance", "drop", "--prompts", "1", "--minibatches", "1", "--group", "2"]), AutoTokenizer.from_pretrained(tiny["model"])
+    row = dict(prompt="1 2 3=6:", prompt_ids=tokenizer("1 2 3=6:")["input_ids"], truth=dict(numbers=[1, 2, 3], target=6))
+    answer = lambda text, behaviour: dict(tokens=tokenizer(text)["input_ids"], behaviour=behaviour, truncated=False)
+    lad_rollout, lad.rollout = lad.rollout, lambda *a: ([row], [[answer("1+2+3", [-0.1] * 5), answer("1+2", [-0.1, math.nan, -0.1])]])
+    try:
+        with verify.Verifier(1, 10.0) as verifier:
+            groups, drawn, position, rewarded = lad.collect(None, cfg, tokenizer, verifier, [row], 0, 1, lambda name: None)
+            rewarded()
+    finally:
+        lad.rollout = lad_rollout
+    good, bad = groups[0]
+    assert (good["reward"], good["lost"], good["failed"]) == (1.0, False, "") and bad["lost"] and bad["failed"] == "log-prob not finite"
+    assert lad.set_advantages([], drawn, dataclasses.replace(cfg, objective="lad_anchor"), lad.new_state())["zero_variance"] == 0   # a rank whose groups were all dropped
+
+
 def test_another_objective_or_model_is_refused(run, tmp_path):
     out = tmp_path / "copy"
     shutil.copytree(run[0], out)

@@ -141,6 +141,23 @@ def test_a_shared_prompt_changes_nothing(random_model):
     assert distance(g, h) < 1e-5
 
 
+@pytest.mark.parametrize("name", [name for name, o in lad.OBJECTIVES.items() if o.local])
+def test_gradient_formed_early_is_the_late_one(name, random_model, monkeypatch):
+    """accumulate_gradient of every local objective, with its gradient formed inside the head's forward (6 NHV) and after it (8 NHV)."""
+    from worker import make_groups
+    changes = dict(objective=name, kl_coef=0.1, tis_cap=1.5, micro_tokens=90, head_chunk=7)
+    cfg, grads = dataclasses.replace(CFG, **lad.OBJECTIVES[name].defaults | changes), []
+    for local in (True, False):
+        monkeypatch.setitem(lad.OBJECTIVES, name, dataclasses.replace(lad.OBJECTIVES[name], local=local))
+        model = lad.build_model(random_model, cfg, torch.device("cpu"))
+        samples = [s for g in make_groups(model.config.vocab_size) for s in g]
+        for s in samples:
+            s.update(old=torch.tensor(s["behaviour"]) + torch.tensor(s["drift"]), ref=torch.tensor(s["behaviour"]) + torch.tensor(s["lift"]))
+        lad.accumulate_gradient(model, samples, cfg, torch.device("cpu"))
+        grads.append({n: p.grad for n, p in model.named_parameters()})
+    assert distance(*grads) < 1e-6 and all(g.abs().max() > 0 for g in grads[0].values())
+
+
 def test_log_z_is_of_the_prompts_mean_hidden_state(random_model):
     from transformers import AutoModelForCausalLM
     cfg = dataclasses.replace(CFG, objective="flowrl", kl_coef=0.0)
