@@ -36,12 +36,12 @@ def watch(rank, world):
                 if (now := store.get(f"lad beat {after}")) != heard:
                     heard, since = now, time.time()
                 elif time.time() - since > (600 if PATIENT[0] else seconds):
-                    store.set("lad lost", f"rank {after}")
+                    store.set("lad lost", f"rank {after} has not been heard of for {time.time() - since:.0f} s")
                 lost = store.get("lad lost").decode() if store.check(["lad lost"]) else ""
             except RuntimeError:
-                lost = f"rank {after}" if heard is None else "rank 0, or the machine that keeps the ranks' store,"
+                lost = f"rank {after} was never heard of" if heard is None else "the ranks' store is gone, and so is rank 0 or its machine"
             if lost and not over.is_set():
-                print(f"lad.py: error: {lost} has not been heard of for {seconds} s: rank {rank} leaves; --resume goes on from the last checkpoint",
+                print(f"lad.py: error: {lost}: rank {rank} leaves; --resume goes on from the last checkpoint",
                       file=sys.stderr, flush=True)
                 os._exit(1)
     def wait_for_verdict(*error):   # gloo tells of a broken connection at once, but not whose
