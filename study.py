@@ -31,7 +31,7 @@ QUESTIONS = {   # label: flags; seeds 0..4, the rate that the sweep gave the obj
     "fade without alpha": ["--fade_alpha_max", "1.0"],
     "fade without delta": ["--fade_delta_min", "1.0"],
     **{f"fade H* {share} of the initial": ["--fade_entropy", str(round(share * 0.49, 4))] for share in (0.25, 1.0)},   # 0.5 is the default; 0.49 nats at the start
-    **{f"lad_anchor {what}": flags for what, flags in {"eta 0.5": ["--eta", "0.5"], "eta 1.0": ["--eta", "1.0"], "moving every 10": ["--ref_every", "10"]}.items()},
+    **{f"lad_anchor {what}": flags for what, flags in {"eta 0.125": ["--eta", "0.125"], "eta 0.5": ["--eta", "0.5"], "moving every 10": ["--ref_every", "10"]}.items()},
 }
 
 
@@ -154,6 +154,26 @@ def table(done, part, labels):
               + f" | {statistics.mean(peaks):.0f} | {statistics.mean([r['rank_one'] for r in last]):.2f} |")
 
 
+def against_grpo(done):
+    """Differences to GRPO, seed by seed: mean ± 95% interval. One that holds 0 separates nothing."""
+    last = {(r["label"], r["seed"]): r for r in done if r["part"] == "main" and r["step"] == STEPS and r["lr"] == best_rates(done).get(r["label"])}
+    print("\n| less grpo | pass@1 | pass@32 | distinct |\n|---|---|---|---|")
+    for name in lad.OBJECTIVES:
+        pairs = [(r, last["grpo", seed]) for (label, seed), r in last.items() if label == name != "grpo" and ("grpo", seed) in last]
+        if pairs:
+            cells = ("{:+.3f} ± {:.3f}".format(*interval([a[key] - b[key] for a, b in pairs])) for key in ("pass@1", "pass@32", "distinct"))
+            print(f"| {name} | " + " | ".join(cells) + " |")
+
+
+def sweep(done):
+    """pass@1 + pass@32 after the sweep's runs; the chosen rate in bold."""
+    print("\n| pass@1 + pass@32 at lr | " + " | ".join(f"{rate:g}" for rate in RATES) + " |\n" + "|---" * (len(RATES) + 1) + "|")
+    for name in lad.OBJECTIVES:
+        score = {r["lr"]: r["pass@1"] + r["pass@32"] for r in done if r["part"] == "sweep" and r["label"] == name and r["step"] == STEPS}
+        best = best_rates(done).get(name)
+        print(f"| {name} | " + " | ".join((f"**{score[rate]:.3f}**" if rate == best else f"{score[rate]:.3f}") if rate in score else "" for rate in RATES) + " |")
+
+
 def picture(done, path):
     """Held-out pass@32 against pass@1 and distinct answers against pass@1, one line a method, its evaluations as points, mean over seeds."""
     import matplotlib
@@ -189,7 +209,8 @@ if __name__ == "__main__":
     else:
         done = rows()
         table(done, "main", lad.OBJECTIVES)
+        against_grpo(done)
         table(done, "question", QUESTIONS)
-        table(done, "sweep", lad.OBJECTIVES) if "sweep" in args.only.split(",") and not best_rates(done) else print("\nrates:", best_rates(done))
-        print("commits:", *sorted({r["commit"] for r in done}))
+        sweep(done)
+        print("\ncommits:", *sorted({r["commit"] for r in done}))
         picture(done, CSV.parent / "study.png")
