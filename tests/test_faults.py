@@ -331,7 +331,7 @@ def test_a_rank_that_is_gone_is_named_within_a_minute(runs, tmp_path, how):
         wait_for(runs.log, "rank 0 leaves")
         os.kill(pids[1], signal.SIGKILL)
     codes, text, seconds = runs.wait()
-    assert codes == [1, -9] and ("rank 1 has not been heard of for 40 s" in text or "rank 1 was never heard of" in text) and seconds < 60, (codes, seconds, text[-3000:])
+    assert codes == [1, -9] and ("rank 1 has not been heard of for" in text or "rank 1 was never heard of" in text) and seconds < 60, (codes, seconds, text[-3000:])
     print(f"{how}: {seconds:.0f} s from the first rank's end to the last's, {time.monotonic() - began:.0f} s in all")
 
 
