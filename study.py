@@ -158,10 +158,10 @@ def table(done, part, labels):
         if not last:
             continue
         peaks = [max((r for r in mine if r["seed"] == one["seed"]), key=lambda r: r["pass@1"])["step"] for one in last]
-        cell = lambda values, digits: "{0:.{2}f} ± {1:.{2}f}".format(*interval(values), digits)
+        cell = lambda values, digits: ("{0:.{2}f} ± {1:.{2}f}" if len(values) > 2 else "{0:.{2}f}").format(*interval(values), digits)   # of two seeds: a mean, no interval
         level = distinct_at(mine)
         print(f"| {label} | {last[0]['lr']:g} | {len(last)} | " + " | ".join(cell([r[k] for r in last], d) for k, d in (("pass@1", 3), ("pass@32", 3), ("distinct", 2)))
-              + f" | {cell(level, 2) if len(level) > 1 else 'not reached'} | {cell([r['entropy'] for r in last], 3)} | {statistics.mean(peaks):.0f} | {statistics.mean([r['rank_one'] for r in last]):.2f} |")
+              + f" | {cell(level, 2) if level else 'not reached'} | {cell([r['entropy'] for r in last], 3)} | {statistics.mean(peaks):.0f} | {statistics.mean([r['rank_one'] for r in last]):.2f} |")
 
 
 def against_grpo(done):
