@@ -214,7 +214,7 @@ def picture(path, draw, panels, height, share_y, note):
         handles = draw(ax, *panel)
     figure.legend(handles=handles, loc="outside upper center", ncols=5, fontsize=9, frameon=False)
     figure.supxlabel(note, fontsize=8)
-    figure.savefig(path, dpi=110)
+    figure.savefig(path, dpi=110, bbox_inches="tight")
     print(f"wrote     {path}")
 
 def draw_bandit(ax, goal, refresh, runs):
@@ -262,7 +262,7 @@ def load_objective(spec):
     lad.OBJECTIVES[spec] = lad.Objective(**{key: ours.get(id(value), value) for key, value in fields.items()})   # a copy's ppo_clip is ours
     adv = lad.advantages(spec, r, lad.Config(), {"p": 0.5, "H": 1.0, "H*": 0.5, "drift": torch.zeros_like(r)})
     if not isinstance(adv, torch.Tensor) or adv.shape != r.shape or not adv.isfinite().all():
-        die(f"{spec}: expected finite advantages like the rewards {list(r.shape)}, got {lad.one_line(adv)}")
+        die(f"{spec}: expected finite advantages like the rewards {list(r.shape)}, got {type(adv).__name__} {list(getattr(adv, 'shape', []))}")
     return [spec]
 
 def main(argv):

@@ -41,7 +41,7 @@ def draw(runs, path):
                 points = [(x["step"], x[key]) for x in data if key in x]
                 color, style = (f"C{i}", "-") if len(runs) == 1 else (f"C{number}", ("-", "--", ":")[i])
                 name = label if len(runs) == 1 else f"{run.name}: {label}"
-                ax.plot(*zip(*points), style, color=color, marker="o" if data is evals else None, ms=3, label=name) if points else None
+                ax.plot(*zip(*points), style, color=color, marker="o" if data is evals or len(points) == 1 else None, ms=3, label=name) if points else None
             ax.set(title=title, ylim=(0, 1) if data is evals else None)
         if evals:
             color = "C2" if len(runs) == 1 else f"C{number}"
@@ -74,11 +74,11 @@ def report(out):
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", help="run directories")
-    parser.add_argument("--out", help="picture to write (default: plot.png in the first run)")
+    parser.add_argument("--out", help="picture to write (default: the run's plot.png; of several runs compare.png, here)")
     args = parser.parse_args()
     for run in args.runs:
         if not (Path(run) / "metrics.jsonl").exists():
             parser.error(f"{run} has no metrics.jsonl: not a run directory of lad.py")
-    path = args.out or Path(args.runs[0]) / "plot.png"
+    path = args.out or (Path(args.runs[0]) / "plot.png" if len(args.runs) == 1 else Path("compare.png"))
     draw(args.runs, path)
     print(path)

@@ -81,7 +81,7 @@ def read_preset(name, knobs, objectives):
 def show_help(knobs, objectives, text):
     print(text, "\nflags:\n  --config NAME     preset in configs.toml, or a .toml file (default: the values below)\n"
           "  --resume [DIR]    go on from the newest checkpoint of that run (default: of --out)\n"
-          "  --plan            say what the run will need of memory and time, and stop: no GPU and no weights are touched (with --gpus N, --gpu_memory GiB, see plan.py)\n"
+          "  --plan            say what the run will need of memory and time, and stop: no GPU and no weights are touched (with it: --gpus N, 8 unless told, --gpu_memory GiB, --length mean tokens of a response)\n"
           f"  --objective NAME  {', '.join(objectives)}\n\nknobs (--key value):")
     for name, f in knobs.items():
         choices = f" [{'|'.join(f.metadata['choices'])}]" if f.metadata["choices"] else ""

@@ -24,7 +24,8 @@ def commands():
 
 def test_readme_is_finished():
     assert not re.search(r"^TABLE$|@@\w|TODO", README, re.M)
-    assert all(path.startswith("http") or (ROOT / path).exists() for path in re.findall(r"\]\(([^)]+)\)", README))
+    anchors = {"#" + re.sub(r"[^a-z0-9 -]", "", title.lower()).replace(" ", "-") for title in re.findall(r"^#+ (.*)$", README, re.M)}
+    assert all(path.startswith("http") or path in anchors or (ROOT / path).exists() for path in re.findall(r"\]\(([^)]+)\)", README))
 
 
 def test_readme_has_the_two_commands_and_ci_runs_the_second():
