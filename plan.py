@@ -16,7 +16,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import torch
-from lad import OBJECTIVES, die, load_config
+from lad import OBJECTIVES, die, load_config, one_line
 
 GIB = 2**30
 ASSUMPTIONS = dict(   # of an H200 in nodes of 8. Measure your own and edit
@@ -53,7 +53,7 @@ def read_shape(model):
         try:
             config = AutoConfig.from_pretrained(model)
         except Exception as error:
-            die(f"model = {model!r}: no such folder, not in plan.py's table, and the hub says: {' '.join(str(error).split())[:200]}")
+            die(f"model = {model!r}: no such folder, not in plan.py's table, and the hub says: {one_line(error)}")
     if config.model_type not in KINDS:
         die(f"model = {model!r} is of kind {config.model_type!r}; plan.py knows {', '.join(KINDS)}")
     head, c = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads, config

@@ -169,6 +169,8 @@ def test_another_objective_or_model_is_refused(run, tmp_path):
     assert done.returncode == 2 and "was trained with objective = 'fade'" in done.stdout
     done = launch(["lad.py", "--resume", out, "--seed", 1], check=False)
     assert done.returncode == 2 and "was trained with seed = 0" in done.stdout
+    done = launch(["lad.py", "--resume", out, "--ref_every", 10], check=False)
+    assert done.returncode == 2 and "was trained with ref_every = 0" in done.stdout
 
 
 def test_readme_diff_of_an_own_objective_trains(tmp_path):

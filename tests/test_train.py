@@ -146,15 +146,20 @@ def test_gradient_formed_early_is_the_late_one(name, random_model, monkeypatch):
     """accumulate_gradient of every local objective, with its gradient formed inside the head's forward (6 NHV) and after it (8 NHV)."""
     from worker import make_groups
     changes = dict(objective=name, kl_coef=0.1, tis_cap=1.5, micro_tokens=90, head_chunk=7)
-    cfg, grads = dataclasses.replace(CFG, **lad.OBJECTIVES[name].defaults | changes), []
+    from torch.utils.flop_counter import FlopCounterMode
+    cfg, grads, flops = dataclasses.replace(CFG, **lad.OBJECTIVES[name].defaults | changes), [], []
     for local in (True, False):
         monkeypatch.setitem(lad.OBJECTIVES, name, dataclasses.replace(lad.OBJECTIVES[name], local=local))
         model = lad.build_model(random_model, cfg, torch.device("cpu"))
         samples = [s for g in make_groups(model.config.vocab_size) for s in g]
         for s in samples:
             s.update(old=torch.tensor(s["behaviour"]) + torch.tensor(s["drift"]), ref=torch.tensor(s["behaviour"]) + torch.tensor(s["lift"]))
-        lad.accumulate_gradient(model, samples, cfg, torch.device("cpu"))
+        with FlopCounterMode(display=False) as counter:
+            lad.accumulate_gradient(model, samples, cfg, torch.device("cpu"))
+        flops.append(counter.get_total_flops())
         grads.append({n: p.grad for n, p in model.named_parameters()})
+    tokens = sum(len(s["tokens"]) for s in samples)
+    assert flops[1] - flops[0] == 2 * tokens * model.config.hidden_size * model.config.vocab_size   # the logits are formed once less
     assert distance(*grads) < 1e-6 and all(g.abs().max() > 0 for g in grads[0].values())
 
 
