@@ -22,7 +22,8 @@ def read_rows(source, name, split):
         import datasets
         if source.endswith(".parquet"):
             return datasets.load_dataset("parquet", data_files=source, split="train")
-        return datasets.load_dataset(source, name or None, split=split)   # rows are read as they are asked for
+        repository, _, revision = source.partition("@")   # org/name@revision, as the hub's own paths have it
+        return datasets.load_dataset(repository, name or None, split=split, revision=revision or None)   # rows are read as they are asked for
     except Exception as error:   # hub errors come in a dozen types, all with a message worth passing on
         die(f"cannot read {source!r}: {one_line(error)}; give the path of a .json, .jsonl or .parquet file, or a hub name that can be reached")
 

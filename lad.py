@@ -66,13 +66,13 @@ def knob(default, help, low=None, high=None, choices=None):
 class Config:
     # run
     objective: str = knob("lad", "row of the OBJECTIVES table")
-    model: str = knob("Qwen/Qwen2.5-7B", "hub name or folder of a causal LM; 'tiny': made on the spot")
+    model: str = knob("Qwen/Qwen2.5-7B", "hub name (org/name or org/name@revision) or folder of a causal LM; 'tiny': made on the spot")
     out: str = knob("", "run directory; empty: runs/<config>-<objective>-s<seed>")
     seed: int = knob(0, "of data order and sampling", 0, 2**32 - 1)
     steps: int = knob(400, "rollout batches", 0)
     device: str = knob("cuda", "auto: cuda where there is one", choices=("cuda", "cpu", "auto"))
     # data
-    data: str = knob("BytedTsinghua-SIA/DAPO-Math-17k", "training rows: hub name, or a .json, .jsonl or .parquet file")
+    data: str = knob("BytedTsinghua-SIA/DAPO-Math-17k", "training rows: hub name (org/name or org/name@revision), or a .json, .jsonl or .parquet file")
     data_name: str = knob("", "hub configuration (subset) of data")
     data_split: str = knob("train", "hub split of data")
     eval_data: str = knob("HuggingFaceH4/MATH-500", "held-out rows; empty: no evaluation")
@@ -924,13 +924,21 @@ def prepare(cfg):
     if Path(cfg.model).is_dir():
         return cfg.model
     from huggingface_hub import snapshot_download
+    name, _, revision = cfg.model.partition("@")   # org/name@revision, as the hub's own paths have it
+    # One list of files for whoever downloads and whoever looks what is there: the hub's client counts a file that nobody asked for as missing
+    wanted = dict(revision=revision or None, allow_patterns=["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"],
+                  ignore_patterns=["consolidated*", "original/*", "*/*.safetensors"])   # second copies of the weights, in other formats
+    error = None
     try:
-        if int(os.environ["LOCAL_RANK"]) == 0:
-            snapshot_download(cfg.model, allow_patterns=["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"])
-        dist.barrier()
-        return snapshot_download(cfg.model, local_files_only=True)
-    except Exception as error:
-        die(f"model = {cfg.model!r}: no such folder, and the hub says: {one_line(error)}")
+        if int(os.environ["LOCAL_RANK"]) == 0:   # the first rank of each machine
+            snapshot_download(name, **wanted)
+    except Exception as failure:
+        error = failure
+    if all_reduce([error is not None], "max")[0]:   # who has downloaded says why; the others leave with it instead of waiting
+        if error is not None:
+            die(f"model = {cfg.model!r}: no such folder, and the hub says: {one_line(error)}")
+        raise SystemExit(2)
+    return snapshot_download(name, local_files_only=True, **wanted)
 
 def set_advantages(groups, drawn, cfg, state):
     """Fold the batch into the running statistics and give each sample its advantage. Returns what is to be logged of the batch."""

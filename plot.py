@@ -19,7 +19,8 @@ PANELS = [   # title, {metric: label}; the metrics of lad.py's log, see the READ
 
 def read(out):
     """(training lines, evaluation lines) of a run; a torn last line is left out."""
-    lines = [json.loads(line) for line in open(Path(out) / "metrics.jsonl") if line.endswith("\n")]
+    path = Path(out) / "metrics.jsonl"
+    lines = [json.loads(line) for line in open(path) if line.endswith("\n")] if path.exists() else []   # no step and no evaluation: no file
     return [x for x in lines if "loss" in x], [x for x in lines if "eval/pass@1" in x]
 
 
@@ -61,9 +62,12 @@ def draw(runs, path):
 
 def report(out):
     """At the end of a run: draw plot.png, print where it is and a markdown table of the evaluations before and after training."""
-    draw([out], out / "plot.png")
-    evals = read(out)[1]
-    print(f"\nrun       {out}/plot.png drawn, weights in {out}/hf\n")
+    train, evals = read(out)
+    if train or evals:
+        draw([out], out / "plot.png")
+        print(f"\nrun       {out}/plot.png drawn, weights in {out}/hf\n")
+    else:
+        print(f"\nrun       no step and no evaluation: nothing to draw; weights in {out}/hf\n")
     if evals:
         keys = [k for k in evals[0] if k.startswith("eval/")]
         print("| objective | step | " + " | ".join(k[5:] for k in keys) + " |\n|" + "---|" * (len(keys) + 2))

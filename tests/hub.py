@@ -1,0 +1,193 @@
+"""
+A Hugging Face hub on loopback: as much of its protocol as huggingface_hub and datasets speak when they look a repository up and download it.
+
+    with Hub() as hub:
+        hub.add("models", "org/model", folder)          # or "datasets"; the files of the folder and a card
+        subprocess.run(..., env=os.environ | hub.env(home))
+        hub.requests                                     # ["GET /api/models/org/model/revision/main", ...]
+
+What the real one does and this one does too: a name and a branch become a commit; trees; etags (the git hash of a small file, the sha256 of a
+large one, which it redirects to another address); ranges; 401 with a reason for gated and unknown repositories.
+"""
+import contextlib, hashlib, http.server, json, re, threading
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+LARGE = 100_000   # bytes from which a file is in large-file storage
+
+
+class Repository:
+    def __init__(self, folder):
+        self.folder = folder
+        self.gated = False      # True: content is for the token hf_letMeIn alone
+        self.breaks_at = []     # for each of the next downloads of a large file, the byte at which it breaks off
+        self.commits = {}       # {hash: {file: content}}
+        self.revisions = {"main": self.commit()}
+
+    def commit(self):
+        """Freeze the folder as it is now; the hash of its commit."""
+        files = {"README.md": b"# A card\n", ".gitattributes": b"*.safetensors filter=lfs\n"}
+        for path in sorted(self.folder.rglob("*")):
+            if path.is_file():
+                files[str(path.relative_to(self.folder))] = path.read_bytes()
+        digest = hashlib.sha1()
+        for name, content in files.items():
+            digest.update(name.encode() + content)
+        self.commits[digest.hexdigest()] = files
+        return digest.hexdigest()
+
+    def tag(self, name):
+        self.revisions[name] = self.commit()
+
+    def find(self, revision):
+        """(commit hash, {file: content}) of a branch, a tag or a commit; KeyError."""
+        commit = self.revisions.get(revision, revision)
+        return commit, self.commits[commit]
+
+
+def oid(content):
+    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+
+
+def sha256(content):
+    return hashlib.sha256(content).hexdigest()
+
+
+def entry(name, content):
+    """A file as a tree lists it."""
+    found = dict(type="file", path=name, size=len(content), oid=oid(content))
+    if len(content) >= LARGE:
+        found["lfs"] = dict(oid=sha256(content), size=len(content), pointerSize=134)
+    return found
+
+
+def tree(files, inside, recursive):
+    """What lies in a folder ("" or "name/"): its files and folders, with `recursive` theirs too."""
+    found = {}
+    for path, content in files.items():
+        if path.startswith(inside):
+            first, deeper, _ = path[len(inside):].partition("/")
+            if deeper:
+                found[first] = dict(type="directory", path=inside + first, size=0, oid=oid(first.encode()))
+            if recursive or not deeper:
+                found[path] = entry(path, content)
+    return list(found.values())
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *args):
+        pass
+
+    def answer(self, status, body=b"", **headers):
+        if not isinstance(body, bytes):
+            body = json.dumps(body).encode()
+            headers["Content-Type"] = "application/json"
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name.replace("_", "-"), str(value))
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+    def refuse(self, status, code, message):
+        self.answer(status, dict(error=message), X_Error_Code=code, X_Error_Message=message)
+
+    def do_GET(self):
+        posted = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        path = unquote(urlsplit(self.path).path)
+        self.server.hub.requests.append(f"{self.command} {path}")
+        api = re.fullmatch(r"/api/(models|datasets)/([^/]+/[^/]+)(?:/(revision|tree|paths-info)/([^/]+)(?:/(.*))?)?", path)
+        file = re.fullmatch(r"(?:/(datasets))?/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path)
+        storage = re.fullmatch(r"/storage/(\w+)", path)
+        if storage:
+            return self.send_large(storage[1])
+        if not api and not file:
+            return self.refuse(404, "EntryNotFound", "no such page")
+        kind, name = api.group(1, 2) if api else (file[1] or "models", file[2])
+        repository = self.server.hub.repositories.get((kind, name))
+        if repository is None:   # to whoever has no token, the hub does not tell what is private from what is not there
+            return self.refuse(401, "RepoNotFound", "Repository not found")
+        if repository.gated and self.headers.get("Authorization") != "Bearer hf_letMeIn" and file:
+            return self.refuse(401, "GatedRepo", f"Access to model {name} is restricted. You must have access to it and be authenticated to access it.")
+        revision = (api[4] if api else file[3]) or "main"
+        try:
+            commit, files = repository.find(revision)
+        except KeyError:
+            return self.refuse(404, "RevisionNotFound", f"Invalid rev id: {revision}")
+        if file:
+            return self.send_file(repository, commit, files, file[4])
+        if api[3] == "tree":
+            return self.answer(200, tree(files, f"{api[5]}/" if api[5] else "", "recursive=true" in self.path.lower()))
+        if api[3] == "paths-info":
+            asked = re.findall(r"paths=([^&]*)", unquote(posted.decode())) or json.loads(posted)["paths"]
+            return self.answer(200, [entry(name, files[name]) for name in asked if name in files])
+        return self.answer(200, dict(id=name, modelId=name, sha=commit, private=False, gated=repository.gated, tags=[], downloads=0, likes=0,
+                                     siblings=[dict(rfilename=name) for name in files]))
+
+    do_HEAD = do_POST = do_GET
+
+    def send_file(self, repository, commit, files, name):
+        if name not in files:
+            return self.refuse(404, "EntryNotFound", f"{name} is not in the repository")
+        content = files[name]
+        if len(content) < LARGE:
+            return self.answer(200, content, ETag=f'"{oid(content)}"', X_Repo_Commit=commit, Accept_Ranges="bytes")
+        self.server.hub.large[sha256(content)] = (repository, content)
+        return self.answer(302, Location=f"{self.server.hub.storage}/storage/{sha256(content)}", X_Repo_Commit=commit,
+                           X_Linked_ETag=f'"{sha256(content)}"', X_Linked_Size=len(content))
+
+    def send_large(self, key):
+        repository, content = self.server.hub.large[key]
+        first = int(re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range") or "bytes=0-")[1])
+        self.server.hub.requests[-1] += f" from {first}"
+        self.send_response(206 if first else 200)
+        self.send_header("ETag", f'"{key}"')
+        self.send_header("Accept-Ranges", "bytes")
+        self.send_header("Content-Length", str(len(content) - first))
+        if first:
+            self.send_header("Content-Range", f"bytes {first}-{len(content) - 1}/{len(content)}")
+        self.end_headers()
+        if self.command == "HEAD":
+            return
+        if repository.breaks_at:   # the connection closes before all that was promised is sent
+            content = content[: repository.breaks_at.pop(0)]
+            self.close_connection = True
+        self.wfile.write(content[first:])
+        self.wfile.flush()
+
+
+class Hub(contextlib.AbstractContextManager):
+    def __init__(self):
+        self.repositories = {}
+        self.requests = []
+        self.large = {}   # {sha256: (repository, content)} of what is in large-file storage
+        self.servers = [http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) for _ in range(2)]
+        self.address, self.storage = (f"http://127.0.0.1:{server.server_address[1]}" for server in self.servers)
+        for server in self.servers:
+            server.hub = self
+            threading.Thread(target=server.serve_forever, daemon=True).start()
+
+    def __exit__(self, *error):
+        for server in self.servers:
+            server.shutdown()
+            server.server_close()
+
+    def forget(self):
+        """Empty the list of requests."""
+        self.requests.clear()
+
+    def downloads(self):
+        """Names of the files whose content was asked for, ranges included."""
+        return [path for path in self.requests if path.startswith("GET") and ("/resolve/" in path or "/storage/" in path)]
+
+    def add(self, kind, name, folder):
+        """Publish the files of a folder as "models" or "datasets" org/name."""
+        repository = self.repositories[kind, name] = Repository(Path(folder))
+        return repository
+
+    def env(self, home, **more):
+        """What a process needs so that it knows no other hub than this one, with its cache in `home`."""
+        return dict(HF_ENDPOINT=self.address, HF_HOME=str(home), HF_HUB_DISABLE_TELEMETRY="1", HF_HUB_DISABLE_XET="1", **more)
