@@ -52,7 +52,7 @@ import torch.nn.functional as F
 import verify
 from data import draw, field, load_data, read_rows
 from settings import die, one_line, read as read_settings, replace
-from watch import patiently, watch
+from watch import hold, patiently, watch
 
 HERE = Path(__file__).resolve().parent
 
@@ -167,7 +167,9 @@ def load_config(argv):
     except ValueError as error:
         die(error)
     cfg = Config(**OBJECTIVES[values.get("objective", Config.objective)].defaults | values)
-    cfg.config, cfg.resume = Path(name).parent.name if name.endswith(".toml") else name, resume is not None
+    path = Path(name)   # of a preset in a file the file's name, of a run's config.toml the run's
+    cfg.config = name if path.suffix != ".toml" else path.resolve().parent.name if path.name == "config.toml" else path.stem
+    cfg.resume = resume is not None
     cfg.out = cfg.out or f"runs/{cfg.config}-{cfg.objective}-s{cfg.seed}"
     if cfg.prompts % cfg.minibatches:
         die(f"prompts = {cfg.prompts} does not divide into minibatches = {cfg.minibatches}")
@@ -914,6 +916,28 @@ def set_up(cfg):
     logging.getLogger("torch._library.triton").setLevel(logging.ERROR)   # says that a CPU has no Triton
     return torch.device("cuda", int(os.environ["LOCAL_RANK"])) if cuda else torch.device("cpu")
 
+def leave_together(message):
+    """All ranks leave with exit code 2 if one has a message, which it prints: nobody waits for it in a collective."""
+    if message:
+        print(f"lad.py: error: {message}", file=sys.stderr, flush=True)
+    if all_reduce([bool(message)], "max")[0]:
+        raise SystemExit(2)
+
+def claim(cfg):
+    """This run's folder is its own from here on: a second run that would write there leaves in one line."""
+    message, out = "", Path(cfg.out).resolve()   # of a symbolic link, where it points
+    if rank() == 0:
+        if out in {place for here in (HERE, Path.cwd()) for place in (here, *here.parents)}:
+            message = f"out = {cfg.out!r} holds the program, or the folder that you are in: give a run a folder of its own, as runs/{out.name or 'mine'}"
+        else:
+            try:
+                hold(out)
+            except BlockingIOError as error:
+                message = f"{error}; wait for it, or give another --out or --seed"
+            except OSError as error:
+                message = f"out = {cfg.out!r}: {one_line(error)}; give a folder that can be written"
+    leave_together(message)
+
 def prepare(cfg):
     """Folder of the starting model. The offline default is made here, by the first rank of the machine."""
     if "tiny" in (cfg.model, cfg.data, cfg.eval_data):
@@ -934,10 +958,7 @@ def prepare(cfg):
             snapshot_download(name, **wanted)
     except Exception as failure:
         error = failure
-    if all_reduce([error is not None], "max")[0]:   # who has downloaded says why; the others leave with it instead of waiting
-        if error is not None:
-            die(f"model = {cfg.model!r}: no such folder, and the hub says: {one_line(error)}")
-        raise SystemExit(2)
+    leave_together(error and f"model = {cfg.model!r}: no such folder, and the hub says: {one_line(error)}")
     return snapshot_download(name, local_files_only=True, **wanted)
 
 def set_advantages(groups, drawn, cfg, state):
@@ -973,6 +994,7 @@ def stopwatch():
 def main(argv):
     cfg = load_config(argv)
     device = set_up(cfg)
+    claim(cfg)
     out, folder = Path(cfg.out), prepare(cfg)
     checkpoint, saved = find_checkpoint(cfg)
     if all_reduce([saved.get("step", 0)], "max") != [saved.get("step", 0)]:
@@ -990,7 +1012,13 @@ def main(argv):
         die(f"the verifier cannot work here: {one_line(error)}")
     if rank() == 0:
         if (out / "metrics.jsonl").exists() and not cfg.resume:
-            aside = out.rename(out.with_name(f"{out.name}.{time.strftime('%Y%m%d-%H%M%S')}"))
+            old = out.resolve()
+            try:
+                aside = old.rename(old.with_name(f"{old.name}.{time.strftime('%Y%m%d-%H%M%S')}"))   # its lock goes along
+                (aside / "lock").unlink()
+                hold(old)
+            except OSError as error:
+                die(f"{out} holds a run that cannot be moved aside: {one_line(error)}; --resume it, or give another --out")
             print(f"run       {out} was there: moved to {aside} (--resume goes on instead)")
         (out / "source").mkdir(parents=True, exist_ok=True)
         replace(out / "config.toml", "".join(f"{k} = {json.dumps(v)}\n" for k, v in dataclasses.asdict(cfg).items()))

@@ -1,7 +1,9 @@
 """
-Ranks that look after one another: when one dies or hangs, the others say which it was and leave, instead of waiting in a collective.
+Who else is there. Ranks look after one another: when one dies or hangs, the others say which it was and leave, instead of waiting in a
+collective. And a run holds its folder: a second one that would write there is told who does.
 """
-import atexit, datetime, functools, os, sys, threading, time
+import atexit, contextlib, datetime, fcntl, functools, json, os, socket, sys, threading, time
+from pathlib import Path
 
 import torch.distributed as dist
 
@@ -51,3 +53,77 @@ def watch(rank, world):
     threading.Thread(target=beat, daemon=True).start()
     atexit.register(over.set)
     return over
+
+
+BEAT = 5     # seconds between two signs of life in a run's folder
+HELD = []    # open files, for as long as this process lives
+
+
+def hold(folder):
+    """Make `folder` if need be and hold it until this process ends; BlockingIOError, with who holds it, where another process does.
+
+    A lock on the file `lock` in it is what counts on one machine: the kernel lets it go however a process ends. Disks that machines
+    share do not always share locks, so whoever holds a folder also touches that file every few seconds, for others to see.
+    """
+    while True:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = open(folder / "lock", "a+")
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise BlockingIOError(f"{who_holds(folder)} is at work in {folder}") from None
+        except OSError:   # a disk without locks: signs of life have to do
+            pass
+        try:   # another run may have moved the folder away since it was opened
+            if os.fstat(lock.fileno()).st_ino == (folder / "lock").stat().st_ino:
+                break
+        except FileNotFoundError:
+            pass
+        lock.close()
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()   # a word that no other machine has
+    if holder(folder).get("boot", boot) != boot and is_touched(folder / "lock"):
+        raise BlockingIOError(f"{who_holds(folder)} is at work in {folder}")
+    lock.truncate(0)
+    lock.write(json.dumps(dict(host=socket.gethostname(), boot=boot, pid=os.getpid(), since=time.strftime("%Y-%m-%d %H:%M:%S"))))
+    lock.flush()
+    HELD.append(lock)
+    over = threading.Event()
+
+    def beat():
+        while not over.wait(BEAT):
+            try:
+                os.utime(lock.fileno())
+            except OSError:   # a disk that hangs or is full for a moment
+                pass
+
+    def let_go():
+        over.set()
+        with contextlib.suppress(OSError):
+            (folder / "lock").unlink(missing_ok=True)
+            folder.rmdir()   # nothing was written: not even the folder is left
+
+    threading.Thread(target=beat, daemon=True).start()
+    atexit.register(let_go)
+
+
+def holder(folder):
+    """What the process that holds a folder, or held it, wrote of itself; nothing where it was killed meanwhile."""
+    try:
+        return json.loads((folder / "lock").read_text())
+    except (OSError, ValueError):
+        return {}
+
+
+def who_holds(folder):
+    found = holder(folder)
+    return "process {pid} on {host}, since {since},".format(**found) if found else "another process"
+
+
+def is_touched(path):
+    """Whether somebody gives a sign of life within six times the time that they should take; waits no longer than that."""
+    before = path.stat().st_mtime
+    for _ in range(6):
+        time.sleep(BEAT)
+        if path.stat().st_mtime != before:
+            return True
+    return False
