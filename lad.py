@@ -447,7 +447,7 @@ def advantages(name, rewards, cfg, state):
 
 def sum_in_sequence(x, seq):
     """Sum over each sequence, at each of its tokens: x is packed [N], seq [N] naming the sequence, or padded [B,T] (seq None)."""
-    return x.sum(-1, keepdim=True).expand_as(x) if seq is None else torch.zeros_like(x).index_add(0, seq, x)[seq]
+    return x.sum(-1, keepdim=True).expand_as(x) if seq is None else torch.zeros_like(x).index_add(0, seq, x).index_select(0, seq)
 
 def policy_loss(name, logp, old_logp, adv, mask, cfg, seq=None, **more):
     """Loss of each token, not yet summed (token_scale() holds the denominators), and what is to be logged.
@@ -610,13 +610,13 @@ def logprob_forward(model, batch, temperature, chunk, gradient=None):
     if not chunk:   # logits in fp32, their gradient in fp32 and in the model's type: 10 bytes at most for each
         free = torch.cuda.mem_get_info()[0] + torch.cuda.memory_reserved() - torch.cuda.memory_allocated() if hidden.is_cuda else 2**32
         chunk = min(max(free // 4 // (10 * model.lm_head.weight.shape[0]) // 256 * 256, 256), 4096)
-    logp, entropy = fused_logprob(hidden[batch["predict"]], model.lm_head.weight, batch["targets"], temperature, chunk, gradient)
+    logp, entropy = fused_logprob(hidden.index_select(0, batch["predict"]), model.lm_head.weight, batch["targets"], temperature, chunk, gradient)
     log_z = None
     if hasattr(model, "log_z"):   # of the mean hidden state of each prompt
         inside = batch["in_prompt"][:, None]
         add = lambda x: x.new_zeros(len(batch["lengths"]), x.shape[1]).index_add(0, batch["sample"], x)   # in fp32: bf16 cannot count beyond 256
         mean = add(hidden.float() * inside) / add(inside.float()).clamp_min(1)
-        log_z = model.log_z(mean[batch["first"]].to(hidden.dtype))[batch["seq"], 0].float()
+        log_z = model.log_z(mean.index_select(0, batch["first"]).to(hidden.dtype))[:, 0].float().index_select(0, batch["seq"])
     return logp, entropy, log_z
 
 def log_z_head(width):

@@ -18,6 +18,8 @@ from bisect import *; from math import *; from string import *; from builtins im
 import collections, itertools, functools, heapq, bisect, math, string, re, random, operator"""
 SYSCALLS = """0-25 28 32-39 60 63 72 74 77-89 95-100 102 104 107 108 110 111 131 186 201 202 204 217-219 228-231 257 258
     262-264 267 269-271 273 292 293 318 332 334 436 439"""   # files, memory, time; no exec, fork, kill, socket, mount
+ENVIRONMENT = dict.fromkeys(("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")   # else a thread a core, whose
+                                                             # stacks alone are more than a program may have where there are many
 PDEATHSIG, DUMPABLE, SECCOMP, NO_NEW_PRIVS = 1, 4, 22, 38    # of prctl; next, system calls that libc has no name for
 CAPSET, PIVOT_ROOT, MOUNT_SETATTR, LANDLOCK_CREATE, LANDLOCK_ADD, LANDLOCK_RESTRICT = 126, 155, 442, 444, 445, 446
 
@@ -61,7 +63,10 @@ def landlock(readable):
     libc(LANDLOCK_RESTRICT, rules, 0)
 
 def namespaces(readable):
-    """Become pid 1 of new namespaces, in a read-only root of binds: these trees, three devices and an empty /tmp."""
+    """Become pid 1 of new namespaces, in a read-only root of binds: these trees, three devices and an empty /tmp.
+
+    Returns the trees that lie under /tmp, [(their place, where else they are)]: the /tmp of each program hides them, so they are
+    laid into it anew."""
     uid, gid, spaces = os.geteuid(), os.getegid(), 0x6C020000                       # pid, net, mount, ipc, uts
     if uid or attempt(libc, "unshare", spaces) is None:                             # also a root without capabilities
         libc("unshare", spaces | 0x10000000)                                        # a user namespace grants them
@@ -73,24 +78,46 @@ def namespaces(readable):
         os._exit(0)
     libc("prctl", PDEATHSIG, signal.SIGKILL, 0, 0, 0)                               # die with it, too
     libc("mount", b"none", b"/", None, 0x44000, None)                               # mounts from here on are private
+    sources = [os.path.realpath(path) for path in readable]                         # links in /proc lead nowhere from the next line on
     libc("mount", b"box", b"/proc", b"tmpfs", 0, b"size=1m,mode=755")               # /proc itself is wanted nowhere
-    for path in readable + ["/dev/null", "/dev/zero", "/dev/urandom"]:
-        os.makedirs("/proc" + (path if path in readable else "/dev"), exist_ok=True)
-        if path not in readable:
-            os.mknod("/proc" + path)
-        libc("mount", path.encode(), b"/proc" + path.encode(), None, 0x5000, None)  # bind, recursively
-    os.mkdir("/proc/tmp")
+    hidden = []
+    for number, (path, source) in enumerate(zip(readable, sources)):
+        place = path
+        if path == "/tmp" or path.startswith("/tmp/"):
+            place = f"/trees/{number}"
+            hidden.append((path, place))
+        bind(source, "/proc" + place)
+    os.makedirs("/proc/dev", exist_ok=True)
+    for name in ("null", "zero", "urandom"):
+        os.mknod("/proc/dev/" + name)
+        bind("/dev/" + name, "/proc/dev/" + name)
+    os.makedirs("/proc/tmp", exist_ok=True)
     os.chdir("/proc")
     libc(PIVOT_ROOT, b".", b".")
     libc("umount2", b".", 2)
     os.chdir("/")
     libc(MOUNT_SETATTR, -100, b"/", 0x8000, struct.pack("QQQQ", 3, 0, 0, 0), 32)    # all read-only, recursively
+    return hidden
+
+def bind(source, place):
+    """`source` is seen at `place` too, with what is mounted in it; OSError. Read-only and without set-uid programs where it was so."""
+    if not os.path.exists(place):
+        os.makedirs(place)
+    libc("mount", os.fsencode(source), os.fsencode(place), None, 0x5000, None)
+
+def fresh_tmp(hidden):
+    """An empty /tmp of 32 MB for one program, and in it the trees that it would hide."""
+    libc("mount", b"tmp", b"/tmp", b"tmpfs", 6, b"size=32m,nr_inodes=1000,mode=1777")
+    for path, place in hidden:
+        bind(place, path)
+        libc(MOUNT_SETATTR, -100, os.fsencode(path), 0x8000, struct.pack("QQQQ", 3, 0, 0, 0), 32)
 
 def box_main(mode, packages):
     """Answer "ready"; then for each message fork a child, wait for it or for word to kill it, answer its status."""
     libc("prctl", PDEATHSIG, signal.SIGKILL, 0, 0, 0)                               # die with the worker
     control, lib = socket.socket(fileno=os.dup(0)), os.path.dirname(os.path.dirname(os.__file__))
-    trees = dict.fromkeys((lib, "/lib", "/lib64", "/usr/lib", "/usr/lib64", packages))
+    links = [os.path.join(packages, os.readlink(entry)) for entry in os.scandir(packages) if entry.is_symlink()]
+    trees = dict.fromkeys((lib, "/lib", "/lib64", "/usr/lib", "/usr/lib64", packages, *map(os.path.normpath, links)))
     readable = [path for path in trees if os.path.isdir(path)]
     try:
         if mode not in ("namespaces", "landlock", "unsafe"):
@@ -98,7 +125,10 @@ def box_main(mode, packages):
         if mode != "unsafe" and os.uname()[::4] != ("Linux", "x86_64"):
             raise OSError("the system call filter is written for x86-64 Linux")
         if mode != "unsafe":                                                        # Landlock: its version, if any
-            namespaces(readable) if mode == "namespaces" else libc(LANDLOCK_CREATE, None, 0, 1)
+            if mode == "namespaces":
+                hidden = namespaces(readable)
+            else:
+                libc(LANDLOCK_CREATE, None, 0, 1)
         libc("prctl", DUMPABLE, 0, 0, 0, 0)                                         # not to be traced
     except OSError as error:
         return control.send(f"{mode}: {error}".encode())
@@ -108,7 +138,7 @@ def box_main(mode, packages):
         if message[0] == b"kill":                                                   # it was over already
             continue
         if mode == "namespaces":
-            libc("mount", b"tmp", b"/tmp", b"tmpfs", 6, b"size=32m,nr_inodes=1000,mode=1777")
+            fresh_tmp(hidden)
         if (child := os.fork()) == 0:
             try:
                 child_main(mode, readable, message[1])
@@ -265,17 +295,21 @@ class Sandbox:
 
     def __init__(self, mode):
         """Start the program's box at once, to know."""
-        self.boxes, self.mode = {}, "namespaces" if mode == "auto" else mode
-        if mode == "auto" and not attempt(self.box, "program"):
-            self.mode = "landlock"
-        self.box("program")
+        self.boxes, self.mode, self.why = {}, "namespaces" if mode == "auto" else mode, ""
+        try:
+            self.box("program")
+        except OSError as error:
+            if mode != "auto":
+                raise
+            self.mode, self.why = "landlock", str(error)                                # what namespaces failed for
+            self.box("program")
 
     def box(self, name):
         """(control socket, process) of the box for the "program" or the "tests"."""
         if name not in self.boxes:
             ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             command = [sys.executable, "-I", "-S", "-X", "utf8", os.path.abspath(__file__)]
-            process = subprocess.Popen([*command, "--box", self.mode, sysconfig.get_path("purelib")], env={},
+            process = subprocess.Popen([*command, "--box", self.mode, sysconfig.get_path("purelib")], env=ENVIRONMENT,
                                        stdin=theirs, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
             theirs.close()
             ours.settimeout(30)

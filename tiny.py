@@ -119,10 +119,12 @@ def build(folder, seed, train, test):
     tokenizer.save_pretrained(folder / "model")
 
 
-def make(root="~/.cache/lad/tiny", seed=0, train=256, test=128):
+def make(root="~/.cache/lad/tiny", seed=None, train=256, test=128):
     """Paths {model, train, test} of the model folder and the two puzzle files, made if they are not there. The same arguments
-    give the same bytes on the same machine; the folder's name is a hash of them, of this file and of torch's version."""
+    give the same bytes on the same machine; the folder's name is a hash of them, of this file and of torch's version.
+    The seed is that of the puzzles' split and of the warm-up: None takes it from the environment, LAD_TINY_SEED, 0 unless set."""
     import torch
+    seed = int(os.environ.get("LAD_TINY_SEED") or 0) if seed is None else seed
     key = hashlib.sha256(Path(__file__).read_bytes() + repr((torch.__version__, seed, train, test)).encode()).hexdigest()[:12]
     root = Path(root).expanduser()
     folder, partial = root / key, root / f"{key}.partial"

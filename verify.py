@@ -376,7 +376,7 @@ def worker_main(role, timeout, mode):
             same("x+1", "1+x")                          # what the first item would wait for
     except OSError as error:
         return print(json.dumps(["refused", str(error)]), file=reply)
-    print(json.dumps(["ready", sandbox.mode if sandbox else ""]), file=reply)
+    print(json.dumps(["ready", [sandbox.mode, sandbox.why] if sandbox else ["", ""]]), file=reply)
     os.dup2(1, 2)                                       # from here on nothing of an item reaches the caller's log
     for line in sys.stdin:
         signal.setitimer(signal.ITIMER_REAL, timeout + 5)      # the kernel ends an orphan that hangs
@@ -441,15 +441,16 @@ class Verifier:
         command = [sys.executable, os.path.abspath(__file__), "--worker", role, str(self.timeout), self.sandbox]
         worker = subprocess.Popen(command, env=env, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True)
         self.live.add(worker)
-        state, mode = attempt(self.ask, worker, "", 60) or ("dead", "")
+        state, said = attempt(self.ask, worker, "", 60) or ("dead", "")
         if state == "dead":
             raise RuntimeError("a verifier worker cannot start; to see why: " + " ".join(command))
         if state == "refused":
-            raise RuntimeError(f'code cannot be run safely here ({mode}); sandbox="unsafe" runs it all the same, '
+            raise RuntimeError(f'code cannot be run safely here ({said}); sandbox="unsafe" runs it all the same, '
                                "with resource limits only")
+        mode, why = said
         if mode not in ("", "namespaces", Verifier.warned):
             Verifier.warned = mode
-            print(f"verify: warning: no namespaces, programs run under {mode}", file=sys.stderr)
+            print(f"verify: warning: programs run under {mode}" + f", because {why}" * bool(why), file=sys.stderr)
         setattr(self.mine, role, worker)
         return worker
 

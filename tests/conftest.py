@@ -1,17 +1,27 @@
-"""Shared by the tests: where the data is, a random model with the tiny tokenizer, and runs of lad.py."""
+"""
+Shared by the tests: where the data is, a random model with the tiny tokenizer, and runs of the programs.
+
+    python -m pytest              # what every change should pass: minutes
+    python -m pytest -m slow      # what takes longer: kills at random moments, every objective through vLLM, whole data sets
+    LAD_TINY_SEED=1 OMP_NUM_THREADS=2 python -m pytest      # the offline default made with another seed, threads: all must pass just so
+"""
 import json, os, subprocess, sys
 from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")   # two processes of tests on what may be two cores; before torch is imported
 
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 DATA = Path(os.environ.get("LAD_DATA", ROOT.parent / "shared" / "data"))
 sys.path.insert(0, str(ROOT))
+GRACE = 60   # seconds that a busy machine may add to what has to end by itself: a hang is longer, a slow machine is no fault
 ENV = dict(os.environ, OMP_WAIT_POLICY="passive", PYTHONPATH=str(ROOT), VLLM_LOGGING_LEVEL="ERROR")
 
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "gpu: needs a CUDA GPU")
+    config.addinivalue_line("markers", "slow: left out unless asked for, with -m slow")
 
 
 def pytest_collection_modifyitems(items):
@@ -32,6 +42,15 @@ def launch(args, ranks=1, timeout=300, check=True, env=None):
 
 def metrics(out):
     return [json.loads(line) for line in open(Path(out) / "metrics.jsonl")]
+
+
+@pytest.fixture(scope="session")
+def forks(tiny, tmp_path_factory):
+    """Runs of the programs in a second or two each, see forks.py."""
+    from forks import Forks
+    forks = Forks(tmp_path_factory.mktemp("logs"), ENV)
+    yield forks
+    forks.close()
 
 
 @pytest.fixture(scope="session")

@@ -1,12 +1,12 @@
 """bench.py: its FLOP counts, its memory figures, its frozen rollouts, and that every table prints what it says."""
 import hashlib, json
+from functools import partial
 
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 import bench
-from conftest import launch
 
 CPU = torch.device("cpu")
 
@@ -109,9 +109,10 @@ def test_race_takes_turns_and_ratio_is_within_them():
     assert bench.ratio([2.0, 20.0, 6.0], [1.0, 10.0, 2.0]) == 2.0   # a slow turn is slow for both
 
 
-def run(*args):
-    """Output and tables of bench.py in its own process."""
-    return launch(["bench.py", *args], env=dict(OMP_NUM_THREADS="1")).stdout
+@pytest.fixture
+def run(forks):
+    """Output of bench.py in its own process."""
+    return partial(forks.run, "bench.py", env=dict(OMP_NUM_THREADS="1"))
 
 
 def check(text, tables):
@@ -125,7 +126,7 @@ def check(text, tables):
     return {t["table"]: t for t in tables}
 
 
-def test_tables_without_vllm(tmp_path):
+def test_tables_without_vllm(run, tmp_path):
     text = run("head", "trainer", "verify", "--shape", "mini", "--tokens", "32", "--repeats", "2", "--items", "40", "--workers", "1", "--out", tmp_path / "out.json")
     found = check(text, json.loads((tmp_path / "out.json").read_text()))
     assert set(found) == {"head", "trainer", "verify"}
@@ -139,7 +140,8 @@ def test_tables_without_vllm(tmp_path):
     assert all(row[2] > 0 for row in found["verify"]["rows"])
 
 
-def test_tables_of_vllm(tmp_path):
+@pytest.mark.slow
+def test_tables_of_vllm(run, tmp_path):
     """rollout and sync share an engine; both call counts write the same tokens from the same seed."""
     text = run("rollout", "sync", "--repeats", "1", "--out", tmp_path / "out.json")
     found = check(text, json.loads((tmp_path / "out.json").read_text()))
@@ -149,7 +151,8 @@ def test_tables_of_vllm(tmp_path):
     assert rows["copy of the same bytes"][2] == 1 and all(row[0] > 0 for row in rows.values())
 
 
-def test_step_splits_a_run(tmp_path):
+@pytest.mark.slow
+def test_step_splits_a_run(run, tmp_path):
     text = run("step", "--steps", "3", "--out", tmp_path / "out.json", "--picture", tmp_path / "split.png")
     tables = json.loads((tmp_path / "out.json").read_text())
     check(text, tables)

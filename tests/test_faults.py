@@ -1,224 +1,54 @@
-"""Faults, injected into real runs: the real lad.main, vLLM, verifier and optimizer, killed, starved and fed with rubbish.
-
-    python -m pytest tests/test_faults.py                # the short form, for CI
-    LAD_LONG=1 python -m pytest tests/test_faults.py -s  # the long form: more kills, at random moments, 500 steps; about half an hour on two cores
-
-A process that has imported everything (`python tests/test_faults.py`) forks a child for each run: the child calls lad.main as the
-command line does, and a start costs 3 s, not 12 (with TORCHDYNAMO_DISABLE, or vLLM would compile its sampler for 2 s each time). A fault is a moment (the n-th call of a function) and what happens then: SIGKILL at
-once, or `delay` seconds later, or something that the function does instead. Other faults have tests elsewhere: a wrong type for
-every key, and rows that lack fields, in test_config.py; SIGTERM, torn files and other world sizes in test_run.py; what programs
-and answers may do to the verifier in test_sandbox.py and test_verify.py.
 """
-import contextlib, itertools, json, os, random, select, shutil, signal, socket, subprocess, sys, time
+Faults, injected into real runs: the real lad.main, vLLM, verifier and optimizer, killed, starved and fed with rubbish (forks.py).
+
+    python -m pytest tests/test_faults.py                     # the short form
+    python -m pytest tests/test_faults.py -m slow -s          # kills at random moments, 500 steps: about half an hour on two cores
+
+Other faults have tests elsewhere: a wrong type for every key, and rows that lack fields, in test_config.py; SIGTERM, torn files and other world
+sizes in test_run.py; what programs and answers may do to the verifier in test_sandbox.py and test_verify.py.
+"""
+import itertools, json, os, random, shutil, signal, socket, subprocess, sys, time
 from pathlib import Path
-
-ROOT = Path(__file__).resolve().parent.parent
-LONG = bool(os.environ.get("LAD_LONG"))
-FLAGS = ["--config", "tiny", "--objective", "fade", "--steps", "4", "--prompts", "4", "--group", "4", "--minibatches", "2", "--epochs", "1", "--max_tokens", "8",
-         "--eval_every", "2", "--eval_samples", "2", "--eval_prompts", "8", "--checkpoint_every", "1"]
-
-# ==== 1. The process that forks, and the faults ========================================================================
-
-def half_a_line(lad, strike):
-    """metrics.jsonl gets the first half of a line."""
-    append = lad.append
-    def torn(cfg, name, **fields):
-        if lad.rank() == 0 and strike.now():
-            with open(Path(cfg.out) / name, "a") as f:
-                f.write(json.dumps(fields)[:40])
-                f.flush()
-                strike()
-        append(cfg, name, **fields)
-    lad.append = torn
-
-
-def half_a_file(name):
-    """Path.write_text of that file stops half-way."""
-    def install(lad, strike):
-        write_text = Path.write_text
-        def torn(self, text, *args, **kwargs):
-            if self.name.startswith(name) and strike.now():
-                write_text(self, text[: len(text) // 2])
-                strike()
-            return write_text(self, text, *args, **kwargs)
-        Path.write_text = torn
-    return install
-
-
-def some_weights(lad, strike):
-    """The n-th tensor on its way to vLLM is the last."""
-    named_weights = lad.named_weights
-    def torn(*args):
-        for item in named_weights(*args):
-            if strike.now():
-                strike()
-            yield item
-    lad.named_weights = torn
-
-
-def call(path):
-    """The n-th call of a function, `path` from the module on: the fault comes as it begins."""
-    def install(lad, strike):
-        module, *names = path.split("/")
-        owner = lad if module == "lad" else __import__(module, fromlist=["x"])
-        for name in names[:-1]:
-            owner = getattr(owner, name)
-        original = getattr(owner, names[-1])
-        def wrapped(*args, **kwargs):
-            if strike.now():
-                strike()
-            return original(*args, **kwargs)
-        setattr(owner, names[-1], wrapped)
-    return install
-
-
-MOMENTS = {"rollout": call("vllm/LLM/generate"), "verify": call("verify/Verifier/score"), "backward": call("torch/Tensor/backward"), "optimizer step": call("torch.optim/AdamW/step"),
-           "clip": call("lad/optimizer_step"), "weight sync": some_weights, "log line": half_a_line, "checkpoint": call("torch.distributed.checkpoint/save"),
-           "state.json": half_a_file("state.json"), "rename": call("pathlib/Path/rename"), "rmtree": call("shutil/rmtree"), "export": call("transformers/PreTrainedModel/save_pretrained"),
-           "config.toml": half_a_file("config."), "plot": call("lad/draw_plot"), "load": call("lad/load_checkpoint"), "rewind": call("lad/rewind"), "set-up": call("lad/start_vllm")}
-
-
-def small_disk(folder, megabytes):
-    """From here on this process sees an empty disk of that size at `folder`; where mounting is denied it exits with code 77."""
-    import ctypes
-    libc, uid, gid = ctypes.CDLL(None, use_errno=True), os.getuid(), os.getgid()
-    if libc.unshare(0x20000) and libc.unshare(0x20000 | 0x10000000):   # mounts; and a user namespace, which lets anyone have them
-        os._exit(77)
-    if uid:
-        for name, line in (("setgroups", "deny"), ("uid_map", f"0 {uid} 1"), ("gid_map", f"0 {gid} 1")):
-            Path(f"/proc/self/{name}").write_text(line)
-    libc.mount(b"none", b"/", None, 0x44000, None)
-    if libc.mount(b"none", os.fsencode(folder), b"tmpfs", 0, b"size=%dk" % (megabytes * 1000)):
-        os._exit(77)
-
-
-def child(request, pipe):
-    """One rank of one run, as `python lad.py ARGV` would be but for the fault."""
-    import lad
-    os.setsid()
-    log = os.open(request["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.dup2(log, 1), os.dup2(log, 2), os.close(0)
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    os.environ.update(request["env"])
-    count = itertools.count(1)
-    for moment, nth, delay in request["faults"]:
-        def strike():
-            if delay is None:
-                os.kill(os.getpid(), signal.SIGKILL)
-            os.write(pipe, b"%f\n" % delay)
-        strike.now = lambda: next(count) == nth
-        MOMENTS[moment](lad, strike)
-    for line in request["patch"]:   # faults that are not kills: some Python each
-        exec(line, dict(lad=lad, os=os, time=time, signal=signal, Path=Path, small_disk=small_disk))
-    try:
-        sys.argv = ["lad.py", *request["argv"]]
-        lad.main(request["argv"])
-        code = 0
-    except SystemExit as stop:
-        code = stop.code if isinstance(stop.code, int) else 1
-    except BaseException:
-        code = 1
-        sys.excepthook(*sys.exc_info())
-    with contextlib.suppress(OSError):
-        sys.stdout.flush(), sys.stderr.flush()
-    if request["keep"]:   # what is on a disk of one's own, for the others to see
-        shutil.copytree(*request["keep"])
-    os._exit(code)
-
-
-def serve():
-    """For each line of stdin, a request, fork its ranks; answer with their exit codes, in order of the ranks, and the seconds from the first death to the last."""
-    os.environ.update(OMP_NUM_THREADS="1", VLLM_LOGGING_LEVEL="ERROR", TORCH_CPP_LOG_LEVEL="ERROR", TORCHDYNAMO_DISABLE="1")
-    sys.path.insert(0, str(ROOT))
-    import lad, torch.distributed.checkpoint.hf_storage, transformers, vllm   # noqa: F401
-    from transformers import AutoModelForCausalLM, AutoTokenizer               # noqa: F401
-    from vllm import LLM, SamplingParams                                       # noqa: F401
-    assert len(os.listdir("/proc/self/task")) == 1, "a fork would lose threads"
-    print("ready", flush=True)
-    for line in sys.stdin:
-        request, pids = json.loads(line), []
-        read, write = os.pipe()
-        with socket.socket() as s:
-            s.bind(("127.0.0.1", 0))
-            port = s.getsockname()[1]
-        for rank in range(request["ranks"]):
-            if request["ranks"] > 1:
-                request["env"] |= dict(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(request["ranks"]), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-            if not (pid := os.fork()):
-                if rank != request["rank"]:
-                    request["faults"] = []
-                child(request, write)
-            pids.append(pid)
-        print(json.dumps(pids), flush=True)
-        codes, first, end = {}, None, time.monotonic() + request["seconds"]
-        while len(codes) < len(pids):
-            if select.select([read], [], [], 0.02)[0]:
-                time.sleep(float(os.read(read, 99).split()[0]))
-                for pid in pids:
-                    os.kill(pid, signal.SIGKILL)
-            pid, status = os.waitpid(-1, os.WNOHANG)
-            if pid in pids:
-                codes[pid], first = os.waitstatus_to_exitcode(status), first or time.monotonic()
-                if request["together"] and codes[pid] == -9:   # the machine is gone, not one process
-                    for other in set(pids) - set(codes):
-                        os.kill(other, signal.SIGKILL)
-            if time.monotonic() > end:
-                for other in set(pids) - set(codes):
-                    os.kill(other, signal.SIGKILL)
-                end += 1e9
-        os.close(read), os.close(write)
-        print(json.dumps([[codes[pid] for pid in pids], time.monotonic() - first]), flush=True)
-
-
-if __name__ == "__main__":
-    serve()
-    raise SystemExit
 
 import pytest
 import torch
 
 import lad, verify
-from conftest import ENV, launch, metrics
+from conftest import ENV, GRACE, ROOT, metrics
+from forks import MOMENTS
 from test_run import deterministic
+
+FLAGS = ["--config", "tiny", "--objective", "fade", "--steps", "4", "--prompts", "4", "--group", "4", "--minibatches", "2", "--epochs", "1", "--max_tokens", "8",
+         "--eval_every", "2", "--eval_samples", "2", "--eval_prompts", "8", "--checkpoint_every", "1"]
 
 
 SECRET = "hf_thisMustNotBeSeenAnywhere"
 
 
 class Runs:
-    """Runs of lad.main, each in a process of its own that dies as it likes."""
+    """Runs of lad.py with FLAGS into a folder."""
 
-    def __init__(self):
-        self.process = subprocess.Popen([sys.executable, __file__], env=ENV, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        assert self.process.stdout.readline() == "ready\n"
+    def __init__(self, forks):
+        self.forks = forks
 
-    def start(self, out, *flags, faults=(), ranks=1, rank=0, env=None, patch=(), seconds=1200, together=True, keep=()):
-        """Begin a run into `out`; its pids."""
-        self.log = Path(f"{out}.log")
-        self.log.unlink(missing_ok=True)
-        argv = [*FLAGS, "--out", str(out), *map(str, flags)]
-        print(json.dumps(dict(argv=argv, log=str(self.log), faults=list(faults), ranks=ranks, rank=rank, env=env or {}, patch=list(patch), seconds=seconds, together=together, keep=[*map(str, keep)])), file=self.process.stdin, flush=True)
-        return json.loads(self.process.stdout.readline())
+    def start(self, out, *flags, **more):
+        """Begin a run; its pids."""
+        return self.forks.start("lad.py", [*FLAGS, "--out", out, *flags], **more)
+
+    @property
+    def log(self):
+        return self.forks.log
 
     def wait(self):
-        """(exit codes, what was printed, seconds from the first rank's end to the last's)."""
-        codes, seconds = json.loads(self.process.stdout.readline())
-        return codes, self.log.read_text(errors="replace"), seconds
+        return self.forks.wait()
 
     def __call__(self, out, *flags, code=0, **more):
-        """A whole run; what it printed. Its ranks must all exit with `code`."""
-        self.start(out, *flags, **more)
-        codes, text, _ = self.wait()
-        assert code is None or codes == [code] * len(codes), f"exit codes {codes}\n{text[-5000:]}"
-        return text
+        return self.forks.run("lad.py", *FLAGS, "--out", out, *flags, code=code, **more)
 
 
 @pytest.fixture(scope="module")
-def runs(tiny):
-    r = Runs()
-    yield r
-    r.process.stdin.close()
-    r.process.wait(120)
+def runs(forks):
+    return Runs(forks)
 
 
 @pytest.fixture(scope="module")
@@ -228,9 +58,9 @@ def whole(runs, tmp_path_factory):
     def get(ranks):
         if ranks not in made:
             made[ranks] = tmp_path_factory.mktemp("whole") / f"{ranks}"
-            runs(made[ranks], ranks=ranks, env=dict(HF_TOKEN=SECRET, WANDB_API_KEY=SECRET))
-            made[f"{ranks} printed"] = runs.log.read_text()
+            made[f"{ranks} printed"] = runs(made[ranks], ranks=ranks, env=dict(HF_TOKEN=SECRET, WANDB_API_KEY=SECRET))
         return made[ranks]
+    get.printed = lambda ranks: made[f"{ranks} printed"]
     return get
 
 
@@ -258,19 +88,23 @@ def kill_and_resume(runs, out, chain, ranks):
 # ==== 2. Killed ========================================================================================================
 
 # moment, which call of it (counted from the start of the process), seconds from then to the kill (none: at once)
-SHORT_1 = [("config.toml", 1, None), ("rollout", 2, 0.005), ("verify", 3, None), ("backward", 3, 0.001), ("optimizer step", 2, None), ("weight sync", 30, None), ("checkpoint", 1, 0.002),
-           ("rename", 2, None), ("log line", 1, None), ("export", 1, 0.01)]
-SHORT_2 = [("checkpoint", 2, 0.003), ("backward", 3, None)]
+CHAINS = {
+    "one rank": (1, [("rollout", 2, 0.005), ("optimizer step", 2, None), ("checkpoint", 1, 0.002), ("log line", 1, None)]),
+    "two ranks": (2, [("checkpoint", 2, 0.003)]),
+    "one rank, more": (1, [("config.toml", 1, None), ("verify", 3, None), ("backward", 3, 0.001), ("weight sync", 30, None), ("rename", 2, None), ("export", 1, None)]),
+    "two ranks, more": (2, [("backward", 3, None), ("export", 1, None)]),
+}
 
 
-@pytest.mark.parametrize("ranks, chain", [(1, SHORT_1), (2, SHORT_2)], ids=["one rank", "two ranks"])
-def test_killed_at_each_moment_equals_never_killed(runs, whole, tmp_path, ranks, chain):
-    struck = kill_and_resume(runs, tmp_path / "run", chain, ranks)
-    assert struck == len(chain)
+@pytest.mark.parametrize("chain", [pytest.param(name, marks=[pytest.mark.slow] * ("more" in name)) for name in CHAINS])
+def test_killed_at_each_moment_equals_never_killed(runs, whole, tmp_path, chain):
+    ranks, moments = CHAINS[chain]
+    struck = kill_and_resume(runs, tmp_path / "run", moments, ranks)
+    assert struck == len(moments)
     same_run(tmp_path / "run", whole(ranks))
 
 
-@pytest.mark.skipif(not LONG, reason="the long form: LAD_LONG=1")
+@pytest.mark.slow
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_killed_at_random_moments(runs, whole, tmp_path, ranks, capsys):
     """Chains of six kills, each at a random call of a random function, at once or a random time later, until 60 (one rank) or 30 (two) have struck."""
@@ -304,7 +138,7 @@ def test_ctrl_c_finishes_the_step_and_a_second_one_leaves_at_once(runs, whole, t
     codes, text, _ = runs.wait()
     assert codes == [128 + signal.SIGINT] and "stopped by a signal after step" in text and f"--resume {tmp_path / 'run'}" in text
     # again, the second one half a second after the first, in the middle of a step
-    slow = "collect = lad.collect\ndef slow(*a):\n    time.sleep(60 * (a[6] == 2))\n    return collect(*a)\nlad.collect = slow"
+    slow = "collect = lad.collect\ndef slow(*a):\n    time.sleep(600 * (a[6] == 2))\n    return collect(*a)\nlad.collect = slow"
     [pid] = runs.start(tmp_path / "run", "--checkpoint_every", 0, "--resume", patch=[slow.replace("a[6] == 2", "True")])
     wait_for(runs.log, "steps done")
     time.sleep(1)
@@ -314,28 +148,30 @@ def test_ctrl_c_finishes_the_step_and_a_second_one_leaves_at_once(runs, whole, t
     os.kill(pid, signal.SIGINT)
     began = time.monotonic()
     codes, text, _ = runs.wait()
-    assert codes == [128 + signal.SIGINT] and time.monotonic() - began < 5, text[-3000:]   # not the 60 s of the step
+    assert codes == [128 + signal.SIGINT] and time.monotonic() - began < GRACE, text[-3000:]   # not the ten minutes of the step
     runs(tmp_path / "run", "--resume", "--checkpoint_every", 1)
     assert deterministic(metrics(tmp_path / "run")) == deterministic(metrics(whole(1)))
 
 
-@pytest.mark.parametrize("how", ["killed", "stopped"])
-def test_a_rank_that_is_gone_is_named_within_a_minute(runs, tmp_path, how):
-    """Without torchrun, as on another node. Killed: gloo's connection breaks at once. Stopped (SIGSTOP), as by a dead machine or a hung driver: it stays silent."""
-    if how == "stopped" and not LONG:
-        pytest.skip("the long form: LAD_LONG=1")
-    began = time.monotonic()
-    fault = dict(faults=[("backward", 2, None)]) if how == "killed" else dict(patch=["step = lad.optimizer_step\ndef stop(*a):\n    if lad.rank() == 1:\n        os.kill(os.getpid(), signal.SIGSTOP)\n    return step(*a)\nlad.optimizer_step = stop"])
-    pids = runs.start(tmp_path / "run", ranks=2, rank=1, together=False, **fault)
+@pytest.mark.parametrize("how", ["killed", pytest.param("stopped", marks=pytest.mark.slow)])
+def test_a_rank_that_is_gone_is_named_soon(runs, tmp_path, how):
+    """Without torchrun, as on another node. Killed: gloo's connection breaks at once. Stopped (SIGSTOP), as by a dead machine or a hung driver: it stays
+    silent. The 40 s after which a rank counts as lost are 6 here."""
+    fault = dict(faults=[("backward", 2, None)])
+    sooner = "import watch\nwatch.LIMIT = 6"
+    if how == "stopped":
+        fault = dict(faults=[])
+        sooner += "\nstep = lad.optimizer_step\ndef stop(*a):\n    if lad.rank() == 1:\n        os.kill(os.getpid(), signal.SIGSTOP)\n    return step(*a)\nlad.optimizer_step = stop"
+    pids = runs.start(tmp_path / "run", ranks=2, rank=1, together=False, patch=[sooner], **fault)
     if how == "stopped":
         wait_for(runs.log, "rank 0 leaves")
         os.kill(pids[1], signal.SIGKILL)
     codes, text, seconds = runs.wait()
-    assert codes == [1, -9] and ("rank 1 has not been heard of for" in text or "rank 1 was never heard of" in text) and seconds < 60, (codes, seconds, text[-3000:])
-    print(f"{how}: {seconds:.0f} s from the first rank's end to the last's, {time.monotonic() - began:.0f} s in all")
+    assert codes == [1, -9] and ("rank 1 has not been heard of for" in text or "rank 1 was never heard of" in text), (codes, text[-3000:])
+    assert seconds < 6 + GRACE
 
 
-@pytest.mark.skipif(not LONG, reason="the long form: LAD_LONG=1")
+@pytest.mark.slow
 def test_a_rank_dies_under_torchrun(tmp_path):
     """The command that users give; one of its two workers gets SIGKILL."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "lad.py", *FLAGS, "--steps", "999", "--out", str(tmp_path / "run")]
@@ -348,12 +184,13 @@ def test_a_rank_dies_under_torchrun(tmp_path):
     began = time.monotonic()
     process.wait(120)
     text = (tmp_path / "log").read_text()
-    assert process.returncode == 1 and time.monotonic() - began < 60 and "rank      : 1 (local_rank: 1)" in text and "Signal 9 (SIGKILL)" in text, text[-5000:]
+    assert process.returncode == 1 and time.monotonic() - began < 60 + GRACE and "rank      : 1 (local_rank: 1)" in text and "Signal 9 (SIGKILL)" in text, text[-5000:]
     print(f"torchrun ended {time.monotonic() - began:.0f} s after its rank 1")
 
 
 # ==== 4. A full disk ====================================================================================================
 
+@pytest.mark.slow
 def test_disk_full(runs, whole, tmp_path):
     """A disk of 18 MB: two checkpoints of 7 MB fit, the third does not while the two are kept. Then one so full that no line of the log fits. Room made, the run goes on, the same."""
     disk = tmp_path / "disk"
@@ -422,7 +259,7 @@ def test_a_worker_that_fails_costs_only_its_item(broken, capfd):
             began = time.monotonic()
             rewards = v.score([good, item(word), good, good, good])
             assert rewards == [1.0, float(word == "PRINT"), 1.0, 1.0, 1.0] and v.reasons == ["", reason, "", "", ""], (word, rewards, v.reasons)
-            assert time.monotonic() - began < 2 + 0.5 + 30, word   # 30 s: a new worker's start on a busy machine; the item itself is timed in test_nothing_is_late
+            assert time.monotonic() - began < 2 + GRACE, word
         words = [w for w in expected for _ in range(3)]
         random.Random(0).shuffle(words)
         rewards = v.score([x for w in words for x in (item(w), good)])
@@ -482,6 +319,7 @@ lad.generate, lad.policy_loss = some, bad"""
     assert "step 3: 1 of 2 optimizer steps skipped" in text and train[3]["grad_norm"] > 0
 
 
+@pytest.mark.slow
 def test_nothing_but_bad_numbers_stops_the_run(runs, tmp_path):
     patch = "generate = lad.generate\ndef nan(*a, **k):\n    groups = generate(*a, **k)\n    [s.update(behaviour=[float('nan')] * len(s['tokens'])) for g in groups for s in g if s['behaviour']]\n    return groups\nlad.generate = nan"
     text = runs(tmp_path / "run", "--eval_data", "", patch=[patch], code=2)
@@ -523,15 +361,14 @@ def test_bad_data(tmp_path, tiny, capsys):
         assert says in (err := capsys.readouterr().err) and err.count("\n") == 1, err
     began = time.monotonic()
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(dict(good, prompt=p)) + "\n" for p in ["1 2 3=6:", "1" * 100_000, "1 2 3=6:", "2 2 2=6:", "7 " * 50_000]))
-    assert len(lad.load_data(cfg(tmp_path / "rows.jsonl"), tokenizer)) == 2 and time.monotonic() - began < 10
+    assert len(lad.load_data(cfg(tmp_path / "rows.jsonl"), tokenizer)) == 2 and time.monotonic() - began < 10 + GRACE
     assert "2 rows (1 duplicates and 2 prompts over 40 tokens dropped)" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["refuses", "never answers"])
 def test_hub_that_cannot_be_reached(how, runs, tmp_path):
     """One clear line, for a model and for data, in a bounded time."""
-    if how == "never answers" and not LONG:
-        pytest.skip("the long form: LAD_LONG=1")
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         s.listen(50) if how == "never answers" else None
@@ -555,6 +392,7 @@ def test_every_number_out_of_range_is_refused(key, capsys):
         assert stop.value.code == 2 and key in (err := capsys.readouterr().err) and err.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_ranks_that_do_not_divide_and_checkpoints_from_one_rank(runs, whole, tmp_path):
     """Two ranks refuse 5 prompts before anything is loaded, and go on from a checkpoint of one rank (test_run.py has the other way, and another objective; here, another model)."""
     text = runs(tmp_path / "none", "--prompts", 5, "--minibatches", 1, ranks=2, code=2)
@@ -568,6 +406,7 @@ def test_ranks_that_do_not_divide_and_checkpoints_from_one_rank(runs, whole, tmp
     assert deterministic(new[:3]) == deterministic(old[:3]) and [x["step"] for x in new] == [1, 2, 3, 4] and new[3]["rollout_kl"] < 1e-6
 
 
+@pytest.mark.slow
 def test_a_torn_config_does_not_stop_resume_by_folder(runs, tmp_path):
     runs.start(tmp_path / "run", "--steps", 1, "--eval_data", "")
     assert runs.wait()[0] == [0]
@@ -578,9 +417,11 @@ def test_a_torn_config_does_not_stop_resume_by_folder(runs, tmp_path):
 
 # ==== 8. What goes on for long, and what must not get out ===============================================================
 
-def test_memory_processes_and_files_stay_flat(runs, tmp_path, capsys):
-    """Memory of the process and of its verifier's workers, open files, threads, zombies, and the files of the run (but the logs): the same at the end as a third of the way in."""
-    steps = 500 if LONG else 45
+@pytest.mark.slow
+@pytest.mark.parametrize("steps", [45, 500])
+def test_memory_processes_and_files_stay_flat(runs, tmp_path, capsys, steps):
+    """Memory of the process and of each of its verifier's workers, open files, threads, zombies, and the files of the run (but the logs): the same at the
+    end as a third of the way in."""
     data = rows(tmp_path / "data.jsonl", 64, prompt=lambda i: f"1 2 {i % 9 + 1}={i + 3}:", answer="x+1")
     patch = """
 import json, resource, threading
@@ -593,16 +434,20 @@ def look(cfg, name, **fields):
         rss = lambda pid: int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * 4096 / 1e6
         state = [Path(f"/proc/{p}/stat").read_text().rpartition(")")[2].split()[0] for p in children]
         files = sum(f.stat().st_size for f in Path(cfg.out).rglob("*") if f.is_file() and f.suffix != ".jsonl")
-        print("LOOK", json.dumps(dict(step=fields["step"], rss=rss("self"), workers=sum(map(rss, children)), children=len(children), zombies=state.count("Z"), fds=len(os.listdir("/proc/self/fd")),
+        print("LOOK", json.dumps(dict(step=fields["step"], rss=rss("self"), workers={p: rss(p) for p in children}, zombies=state.count("Z"), fds=len(os.listdir("/proc/self/fd")),
                                       threads=threading.active_count(), files=files)), flush=True)
 lad.append = look"""
     text = runs(tmp_path / "run", "--steps", steps, "--data", data, "--truth", "answer", "--kind", "math", "--eval_data", "", "--objective", "w_reinforce", "--checkpoint_every", 5, "--verify_workers", 2, patch=[patch], seconds=3000)
     look = [json.loads(line[5:]) for line in text.splitlines() if line.startswith("LOOK")]
     a, b = look[steps // 3], look[-1]
-    with capsys.disabled() if LONG else contextlib.nullcontext():
+    with capsys.disabled():
         print(f"\nafter {a['step']} steps {a}\nafter {b['step']} steps {b}")
-    assert len(look) == steps and all(x["zombies"] == 0 for x in look) and a["children"] == b["children"] == 2
-    assert b["rss"] < a["rss"] + 10 and b["workers"] < a["workers"] + 10 and b["fds"] <= a["fds"] and b["threads"] <= a["threads"] and abs(b["files"] - a["files"]) < 1e5, (a, b)
+    assert len(look) == steps and all(x["zombies"] == 0 and len(x["workers"]) <= 2 for x in look)
+    assert b["rss"] < a["rss"] + 10 and abs(b["files"] - a["files"]) < 1e5, (a, b)
+    growth = {pid: b["workers"][pid] - a["workers"][pid] for pid in a["workers"]}   # the second worker starts when both are wanted at once: maybe later
+    assert set(a["workers"]) <= set(b["workers"]) and max(growth.values()) < 10, growth
+    late = len(b["workers"]) - len(a["workers"])
+    assert b["fds"] <= a["fds"] + 2 * late and b["threads"] <= a["threads"] + late, (a, b)
 
 
 def test_no_secret_and_no_port(runs, whole, tmp_path):
@@ -610,7 +455,7 @@ def test_no_secret_and_no_port(runs, whole, tmp_path):
     whole(1)
     for path in whole(1).rglob("*"):
         assert not path.is_file() or SECRET.encode() not in path.read_bytes(), path
-    assert SECRET not in Path(f"{whole(1)}.log").read_text()
+    assert SECRET not in whole.printed(1)
     [pid] = runs.start(tmp_path / "run", "--steps", 2, patch=["collect = lad.collect\ndef slow(*a):\n    print('GENERATING', flush=True)\n    time.sleep(2)\n    return collect(*a)\nlad.collect = slow"])
     wait_for(runs.log, "GENERATING")
     lines = [line.split() for name in ("tcp", "tcp6", "udp", "udp6") for line in Path(f"/proc/{pid}/net/{name}").read_text().splitlines()[1:]]

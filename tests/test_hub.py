@@ -80,6 +80,7 @@ def test_downloaded_once_then_found_again_online_offline_and_without_a_hub(hub, 
     assert f"folder {tmp_path}/home/hub/" in start(env | {"HF_ENDPOINT": "http://127.0.0.1:9"}, [])   # nobody listens there
 
 
+@pytest.mark.slow
 def test_revision(hub, tmp_path):
     """org/model@v1 is what v1 was when main has moved on, by its tag or its commit; so for data."""
     repository, puzzles = hub.repositories["models", "org/model"], hub.repositories["datasets", "org/puzzles"]
@@ -97,6 +98,7 @@ def test_revision(hub, tmp_path):
     assert "'org/model@nope'" in one_line_error(printed)
 
 
+@pytest.mark.slow
 def test_gated_and_unknown(hub, tmp_path):
     hub.repositories["models", "org/model"].gated = True
     assert "restricted" in one_line_error(start(hub.env(tmp_path / "home"), []))
@@ -104,6 +106,7 @@ def test_gated_and_unknown(hub, tmp_path):
     assert "folder " in start(hub.env(tmp_path / "home", HF_TOKEN="hf_letMeIn"), [])
 
 
+@pytest.mark.slow
 def test_broken_download_goes_on_where_it_broke(hub, tmp_path):
     """Once: the client goes on by itself. Again and again: the start fails in one line, and the next one
     downloads what is missing (of a file that was not finished, huggingface_hub keeps nothing from one process to the next)."""

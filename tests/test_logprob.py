@@ -116,6 +116,7 @@ def test_one_compilation_without_a_break_for_rows_of_any_length():
     torch._dynamo.reset()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="torch.compile on a CPU needs a C++ compiler")
 def test_compiled_equals_eager(monkeypatch):
     for name in ("logits_to_logp", "logp_to_dlogits"):

@@ -132,14 +132,14 @@ def test_what_the_plan_says_moves_as_it_must():
     assert plan.advise(lad.load_config(["--model", llama]), plan.read_shape(llama), 1, 139 * plan.GIB, 4096)[0] is None
 
 
-def test_commands():
-    done = launch(["lad.py", "--config", "fade-code-32b", "--plan", "--gpus", 32])
-    assert "32,581,097,472 parameters" in done.stdout and "It fits" in done.stdout and "checkpoint: 390.973 GB" in done.stdout
-    done = launch(["plan.py", "--config", "lad-math-7b", "--gpus", 1, "--gpu_memory", 80], check=False)
-    assert done.returncode == 1 and "It does not fit 80 GiB" in done.stdout
+def test_commands(forks):
+    said = launch(["lad.py", "--config", "fade-code-32b", "--plan", "--gpus", 32]).stdout
+    assert "32,581,097,472 parameters" in said and "It fits" in said and "checkpoint: 390.973 GB" in said
+    said = forks.run("plan.py", "--config", "lad-math-7b", "--gpus", 1, "--gpu_memory", 80, code=1)
+    assert "It does not fit 80 GiB" in said
     for flags, says in ((["--gpus", 3], "does not divide by 3"), (["--gpus", "many"], "want numbers"), (["--promts", 8], "did you mean 'prompts'"), (["--length", 10**6], "up to max_tokens")):
-        done = launch(["plan.py", *flags], check=False)
-        assert done.returncode == 2 and says in done.stdout and done.stdout.count("\n") == 1, done.stdout
+        said = forks.run("plan.py", *flags, code=2)
+        assert says in said and said.count("\n") == 1, said
 
 
 def test_readme_table_is_what_plan_prints():

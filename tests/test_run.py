@@ -1,13 +1,14 @@
 """lad.py as a user runs it, on the offline default: real vLLM, real verifier, one and two ranks, stop and resume."""
-import dataclasses, json, math, re, shutil, signal, subprocess, sys, time, tomllib
+import dataclasses, json, math, os, re, shutil, signal, time, tomllib
 
 import pytest
 import torch
 
 import lad
-from conftest import ENV, ROOT, launch, metrics
+from conftest import ROOT, launch, metrics
 
-SHORT = ["lad.py", "--config", "tiny", "--steps", 4, "--prompts", 8, "--group", 8, "--eval_every", 2, "--eval_samples", 4, "--eval_prompts", 16, "--checkpoint_every", 2]
+SHORT = ["--config", "tiny", "--steps", 4, "--prompts", 8, "--group", 8, "--eval_every", 2, "--eval_samples", 4, "--eval_prompts", 16, "--checkpoint_every", 2]
+ONE_THREAD = {"OMP_NUM_THREADS": "1"}   # two numbers of threads add in two orders: what is compared bit for bit has the same
 KEYS = """step objective reward solve_rate loss entropy grad_norm lr response_tokens truncated zero_variance mass_success mass_failure fade_alpha
 fade_delta fade_p fade_h ratio_max clipped rollout_kl tis_mean tokens seconds seconds_rollout seconds_reward seconds_train seconds_sync
 tokens_per_second memory_gb rank_one failed skipped kl""".split()
@@ -20,15 +21,16 @@ def deterministic(lines):
 
 @pytest.fixture(scope="module")
 def run(tiny, tmp_path_factory):
-    """A whole run of four batches of FADE, in eight optimizer steps each."""
+    """A whole run of four batches of FADE, in eight optimizer steps each, started as a user does."""
     out = tmp_path_factory.mktemp("run") / "whole"
-    done = launch([*SHORT, "--objective", "fade", "--out", out])
+    done = launch(["lad.py", *SHORT, "--objective", "fade", "--out", out], env=ONE_THREAD)
     return out, done.stdout
 
 
 def test_run_directory(run):
     out, printed = run
     assert {"config.toml", "source", "metrics.jsonl", "samples.jsonl", "plot.png", "checkpoints", "hf"} <= {p.name for p in out.iterdir()}
+    assert not (out / "lock").exists()   # it is held no more
     assert (out / "source/lad.py").read_text() == (ROOT / "lad.py").read_text()
     resolved = tomllib.loads((out / "config.toml").read_text())
     assert resolved["objective"] == "fade" and set(resolved) == set(lad.KNOBS) and resolved["group"] == 8
@@ -72,55 +74,79 @@ def test_exported_model_is_the_checkpoint(run):
     assert any(not torch.equal(p, q) for p, q in zip(model.parameters(), start.parameters()))
 
 
+def wait_for(path, text):
+    end = time.monotonic() + 600
+    while text not in (path.read_text(errors="replace") if path.exists() else ""):
+        assert time.monotonic() < end, f"no {text!r} in {path}"
+        time.sleep(0.01)
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL], ids=["SIGTERM", "SIGKILL"])
-def test_stopped_and_resumed_equals_never_stopped(run, tmp_path, number):
+def test_stopped_and_resumed_equals_never_stopped(forks, run, tmp_path, number):
     """SIGTERM finishes the step and saves; SIGKILL leaves what was saved. --resume goes on: the same metrics, bit for bit, and the same weights."""
     out, _ = run
     other = tmp_path / "stopped"
-    every = "0" if number == signal.SIGTERM else "1"
-    process = subprocess.Popen([sys.executable, *map(str, SHORT), "--objective", "fade", "--out", str(other), "--checkpoint_every", every], cwd=ROOT, env=ENV,
-                               stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    seen = []
-    for line in process.stdout:
-        seen.append(line)
-        if line.startswith("step     1/" if number == signal.SIGTERM else "step     3/"):
-            process.send_signal(number)
-    assert process.wait() == (128 + signal.SIGTERM if number == signal.SIGTERM else -signal.SIGKILL), "".join(seen)
+    every, moment = ("0", "step     1/") if number == signal.SIGTERM else ("1", "step     3/")
+    [pid] = forks.start("lad.py", [*SHORT, "--objective", "fade", "--out", other, "--checkpoint_every", every], env=ONE_THREAD)
+    wait_for(forks.log, moment)
+    os.kill(pid, number)
+    codes, printed, _ = forks.wait()
+    assert codes == [128 + signal.SIGTERM if number == signal.SIGTERM else -signal.SIGKILL], printed
     stopped_at = int(lad.checkpoints(dataclasses.replace(lad.Config(), out=str(other)))[-1].name[5:])
-    assert 1 <= stopped_at < 4 and (number == signal.SIGKILL or f"--resume {other}" in seen[-1]), seen[-1]
+    assert 1 <= stopped_at < 4 and (number == signal.SIGKILL or f"--resume {other}" in printed.splitlines()[-1]), printed
     with open(other / "metrics.jsonl", "a") as f:   # what a kill leaves behind: a line of a step that is not in the checkpoint, a torn one, half a checkpoint
         f.write(json.dumps({"step": stopped_at + 1, "loss": 0.0}) + "\n" + '{"step": 9, "lo')
     (other / "checkpoints/tmp").mkdir(exist_ok=True)
     (other / "checkpoints/tmp/shard-00001-model-00001-of-00001.safetensors").write_text("torn")
-    launch(["lad.py", "--resume", other])
+    forks.run("lad.py", "--resume", other, env=ONE_THREAD)
     assert deterministic(metrics(other)) == deterministic(metrics(out))
     from safetensors.torch import load_file
     a, b = (load_file(o / "hf/model.safetensors") for o in (out, other))
     assert all(torch.equal(a[k], b[k]) for k in a)
 
 
-def test_resuming_a_finished_run_exports_again_and_changes_nothing(run, tmp_path):
+def test_resuming_a_finished_run_exports_again_and_changes_nothing(forks, run, tmp_path):
     """A run killed between its last checkpoint and the end of its export is finished by --resume."""
     out = tmp_path / "copy"
     shutil.copytree(run[0], out)
     shutil.rmtree(out / "hf")
     (out / "plot.png").unlink()
-    launch(["lad.py", "--resume", out])
+    forks.run("lad.py", "--resume", out)
     assert metrics(out) == metrics(run[0]) and (out / "plot.png").exists()
     assert (out / "hf/model.safetensors").read_bytes() == (run[0] / "hf/model.safetensors").read_bytes()
 
 
-def test_two_ranks_train_and_resume_on_one(run, tmp_path):
-    """The same prompts in the same order on two sharded ranks; their checkpoint goes on under one."""
+def test_two_ranks_train_and_resume_on_one(forks, run, tmp_path):
+    """The same prompts in the same order on two sharded ranks, each with a seed of its own; their checkpoint goes on under one.
+    (Under torchrun: test_hub.py.)"""
     out = tmp_path / "two"
-    launch([*SHORT, "--objective", "fade", "--out", out, "--steps", 2], ranks=2)
-    one, two = [x for x in metrics(run[0]) if "loss" in x], [x for x in metrics(out) if "loss" in x]
+    forks.run("lad.py", *SHORT, "--objective", "fade", "--out", out, "--steps", 2, ranks=2)
+    two = [x for x in metrics(out) if "loss" in x]
     assert len(two) == 2 and all(x["rollout_kl"] < 1e-6 for x in two) and len(list((out / "checkpoints/step_2").glob("*.safetensors"))) == 2
-    assert two[0]["tokens"] != one[0]["tokens"]   # each replica samples from its own seed
-    launch(["lad.py", "--resume", out, "--steps", 3])
+    one = [x for x in map(json.loads, open(run[0] / "samples.jsonl")) if x["step"] == 1]
+    mine = [x for x in map(json.loads, open(out / "samples.jsonl")) if x["step"] == 1]
+    assert mine[0]["prompt"] == one[0]["prompt"]   # rank 0's first prompt is the batch's first, for every number of ranks
+    forks.run("lad.py", "--resume", out, "--steps", 3)
     three = [x for x in metrics(out) if "loss" in x]
     assert three[:2] == two and three[2]["step"] == 3 and three[2]["rollout_kl"] < 1e-6
     assert three[2]["fade_p"] == pytest.approx(0.98 * two[1]["fade_p"] + 0.02 * three[2]["solve_rate"])
+
+
+def test_ranks_draw_from_seeds_of_their_own(monkeypatch):
+    """Rank r of W owns rows r, r + W, ..; ranks that share an engine (tensor_parallel) pass it the same rows under one seed, others never do."""
+    seen = []
+    monkeypatch.setattr(lad, "generate", lambda llm, cfg, ids, n, seed, *a, **k: seen.append((seed, [i for [i] in ids])) or [[i] for [i] in ids])
+    rows = [dict(prompt_ids=[i]) for i in range(8)]
+    for tensor_parallel, engines in ((1, 4), (2, 2)):
+        seen.clear()
+        shares = []
+        for rank in range(4):
+            monkeypatch.setattr(lad, "rank", lambda: rank)
+            monkeypatch.setattr(lad, "world", lambda: 4)
+            mine, groups = lad.rollout(None, dataclasses.replace(lad.Config(), tensor_parallel=tensor_parallel), rows, 1, 1, 0)
+            assert [g[0] for g in groups] == [row["prompt_ids"][0] for row in mine] == [rank, rank + 4]
+            shares += [row["prompt_ids"][0] for row in mine]
+        assert len({seed for seed, _ in seen}) == len({tuple(ids) for _, ids in seen}) == engines and sorted(shares) == list(range(8))
 
 
 @pytest.mark.parametrize("flags", [
@@ -129,9 +155,9 @@ def test_two_ranks_train_and_resume_on_one(run, tmp_path):
     ["--objective", "grpo", "--zero_variance", "drop", "--group", "2"],
     ["--objective", "w_reinforce", "--overlong", "mask", "--max_tokens", "6", "--checkpointing", "true", "--tis_cap", "0"],
 ], ids=lambda f: f[1])
-def test_options_run(flags, tiny, tmp_path):
-    launch([*SHORT, "--steps", 2, "--eval_data", "", "--out", tmp_path, *flags])
-    train = metrics(tmp_path)
+def test_options_run(forks, flags, tmp_path):
+    forks.run("lad.py", *SHORT, "--steps", 2, "--eval_data", "", "--out", tmp_path / "run", *flags)
+    train = metrics(tmp_path / "run")
     assert [x["step"] for x in train] == [1, 2] and all(math.isfinite(x["loss"]) and x["grad_norm"] > 0 for x in train)
     if "refill" in flags:
         assert train[0]["kl"] >= 0 and train[1]["kl"] > 0   # the frozen reference: left behind after the first step
@@ -162,17 +188,37 @@ def test_a_lost_sample_stays_lost(tiny):
     assert lad.set_advantages([], drawn, dataclasses.replace(cfg, objective="lad_anchor"), lad.new_state())["zero_variance"] == 0   # a rank whose groups were all dropped
 
 
-def test_another_objective_or_model_is_refused(run, tmp_path):
+def test_another_objective_or_model_is_refused(forks, run, tmp_path):
     out = tmp_path / "copy"
     shutil.copytree(run[0], out)
-    done = launch(["lad.py", "--resume", out, "--objective", "grpo"], check=False)
-    assert done.returncode == 2 and "was trained with objective = 'fade'" in done.stdout
-    done = launch(["lad.py", "--resume", out, "--seed", 1], check=False)
-    assert done.returncode == 2 and "was trained with seed = 0" in done.stdout
-    done = launch(["lad.py", "--resume", out, "--ref_every", 10], check=False)
-    assert done.returncode == 2 and "was trained with ref_every = 0" in done.stdout
+    for flags, was in ((["--objective", "grpo"], "objective = 'fade'"), (["--seed", 1], "seed = 0"), (["--ref_every", 10], "ref_every = 0")):
+        printed = forks.run("lad.py", "--resume", out, *flags, code=2)
+        assert f"was trained with {was}" in printed and printed.count("lad.py: error") == 1
 
 
+def test_two_runs_do_not_share_a_folder(forks, run, tmp_path):
+    """The second is refused in one line, by the folder's name and through a symbolic link, resumed or not; the first ends as if alone. A link as --out is
+    followed, and what it led to is moved aside when the run is over."""
+    out = tmp_path / "run"
+    (tmp_path / "link").symlink_to(out)
+    slow = "collect = lad.collect\ndef slow(*a):\n    while not os.path.exists(%r): time.sleep(0.01)\n    return collect(*a)\nlad.collect = slow" % str(tmp_path / "go")
+    argv = [*SHORT, "--objective", "fade", "--out"]
+    forks.start("lad.py", [*argv, out], env=ONE_THREAD, patch=[slow])
+    log = forks.log
+    wait_for(log, "eval     0/")
+    for flags in ([*argv, tmp_path / "link"], ["--resume", out]):
+        done = launch(["lad.py", *flags], check=False)
+        assert done.returncode == 2 and done.stdout.count("\n") == 1 and "is at work in" in done.stdout, done.stdout
+    (tmp_path / "go").touch()
+    codes, printed, _ = forks.wait()
+    assert codes == [0] and deterministic(metrics(out)) == deterministic(metrics(run[0]))
+    printed = forks.run("lad.py", *argv, tmp_path / "link", "--steps", 0, "--eval_data", "")
+    assert "moved to" in printed and (tmp_path / "link").is_symlink() and not (out / "metrics.jsonl").exists()
+    [aside] = [p for p in tmp_path.iterdir() if p.name.startswith("run.")]
+    assert len(metrics(aside)) == len(metrics(run[0]))
+
+
+@pytest.mark.slow
 def test_readme_diff_of_an_own_objective_trains(tmp_path):
     """The README's diff, applied to a copy of lad.py: every hunk fits exactly one place; two batches; its fixed point by bandit.py."""
     diff = re.search(r"```diff\n(.*?)```", (ROOT / "README.md").read_text(), re.S).group(1)
@@ -186,7 +232,7 @@ def test_readme_diff_of_an_own_objective_trains(tmp_path):
         text = text.replace(before, after)
     assert 5 <= diff.count("\n+") <= 15
     (tmp_path / "mine.py").write_text(text)
-    launch([tmp_path / "mine.py", *SHORT[1:], "--steps", 2, "--eval_data", "", "--objective", "smooth", "--softness", "2", "--out", tmp_path / "run"], env={"PYTHONPATH": str(tmp_path)})
+    launch([tmp_path / "mine.py", *SHORT, "--steps", 2, "--eval_data", "", "--objective", "smooth", "--softness", "2", "--out", tmp_path / "run"], env={"PYTHONPATH": str(tmp_path)})
     train = metrics(tmp_path / "run")
     assert len(train) == 2 and all(x["objective"] == "smooth" and x["grad_norm"] > 0 and math.isfinite(x["loss"]) for x in train)
     assert "smooth" in (tmp_path / "run/source/mine.py").read_text()

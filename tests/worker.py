@@ -1,4 +1,5 @@
-"""Run under torchrun by the tests: what must be the same on one rank and on two.
+"""
+What must be the same on one rank and on two; the tests start it with forks.py.
 
     worker.py gradient MODEL OUT     gradients of one optimizer step, for every aggregation and micro-batch size
     worker.py parity MODEL OUT       vLLM's log-probs against the trainer's after several weight syncs
@@ -26,20 +27,29 @@ def make_groups(vocab):
              for _ in range(4)] for _ in range(6)]
 
 
+# (objective, ratio, aggregation, kl_coef), and how a minibatch is split: (micro_tokens, recomputed activations)
+GRADIENTS = [("grpo", "token", "token", 0.0), ("grpo", "token", "sequence", 0.1), ("fade", "token", "constant", 0.0), ("lad", "token", "token", 0.0),
+             ("lad", "sequence", "sequence", 0.0), ("entadv", "token", "token", 0.0), ("flowrl", "token", "sequence", 0.0)]
+SPLITS = [(10**6, False), (100, False), (40, True), (12, False)]
+
+
 def gradient(folder, out, cfg, device):
-    results = {}
-    for changes in [dict(objective=o, ratio=r, aggregation=a, micro_tokens=m, kl_coef=k, checkpointing=c) for (o, r, a, k), (m, c) in itertools.product(
-            [("grpo", "token", "token", 0.0), ("grpo", "token", "sequence", 0.1), ("fade", "token", "constant", 0.0),
-             ("lad", "token", "token", 0.0), ("lad", "sequence", "sequence", 0.0), ("entadv", "token", "token", 0.0), ("flowrl", "token", "sequence", 0.0)],
-            [(10**6, False), (100, False), (40, True), (1, False)])]:
+    results, models = {}, {}
+    for (o, r, a, k), (m, c) in itertools.product(GRADIENTS, SPLITS):
+        changes = dict(objective=o, ratio=r, aggregation=a, micro_tokens=m, kl_coef=k, checkpointing=c)
         now = dataclasses.replace(cfg, **changes)
-        model = lad.build_model(folder, now, device)
+        key = (o == "flowrl", c)   # one with a log Z head is another model, and so is one that recomputes activations
+        if key not in models:
+            models[key] = lad.build_model(folder, now, device)
+        model = models[key]
         groups = make_groups(model.config.vocab_size)[dist.get_rank()::dist.get_world_size()]
         samples = [s for g in groups for s in g]
         for s in samples:
             s.update(old=torch.tensor(s["behaviour"]) + torch.tensor(s["drift"]), ref=torch.tensor(s["behaviour"]) + torch.tensor(s["lift"]))
         stats = lad.accumulate_gradient(model, samples, now, device)
         results[tuple(changes.items())] = {"stats": stats, "grad": {n: full(p.grad) for n, p in model.named_parameters()}}
+        for p in model.parameters():
+            p.grad = None
     if dist.get_rank() == 0:
         torch.save(results, out)
 
@@ -76,11 +86,17 @@ def load(folder, out, cfg, device):
     assert all(torch.equal(a, b) for a, b in zip(want.parameters(), again.parameters(), strict=True))
 
 
-if __name__ == "__main__":
-    what, folder, out = sys.argv[1:]
+def main(argv):
+    what, folder, out = argv
     cfg = dataclasses.replace(lad.Config(), device="cpu", kind="countdown", max_prompt_tokens=40, max_tokens=24, vllm_memory=0.1, prompts=6, group=4,
                               objective="grpo", checkpointing=False, model=folder, temperature=0.8)
     device = lad.set_up(cfg)
-    globals()[what](folder, out, cfg, device)
-    dist.barrier()
-    dist.destroy_process_group() if what != "parity" else None
+    dict(gradient=gradient, parity=parity, load=load)[what](folder, out, cfg, device)
+    if dist.is_initialized():   # vLLM takes the group down as it leaves
+        dist.barrier()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
+    if dist.is_initialized():
+        dist.destroy_process_group()
