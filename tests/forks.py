@@ -212,8 +212,8 @@ class Forks:
 
     def __init__(self, folder, env):
         self.folder, self.number = Path(folder), 0   # of the logs
-        # Compiling one line of its sampler takes vLLM 2 s a process. One thread unless told otherwise: many small processes on few cores
-        env = env | dict(TORCHDYNAMO_DISABLE="1", VLLM_LOGGING_LEVEL="ERROR", TORCH_CPP_LOG_LEVEL="ERROR", OMP_NUM_THREADS=env.get("OMP_NUM_THREADS", "1"))
+        # Compiling one line of its sampler takes vLLM 2 s a process. One thread: a fork has no others, and libraries make theirs as they are imported
+        env = env | dict(TORCHDYNAMO_DISABLE="1", VLLM_LOGGING_LEVEL="ERROR", TORCH_CPP_LOG_LEVEL="ERROR", OMP_NUM_THREADS="1")
         self.process = subprocess.Popen([sys.executable, __file__], env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         assert self.process.stdout.readline() == "ready\n"
 
