@@ -29,7 +29,7 @@ import torch
 from tqdm import tqdm
 
 import lad
-from settings import did_you_mean
+from harness.settings import did_you_mean, die, one_line
 
 ARMS, STEPS, RATE, SAMPLES, GROUP, REFRESH = 50, 4000, 5e-3, 64, 8, 100
 MODES, NEAR = ((8, 1.0), (24, 0.92), (40, 0.84)), 5   # arm and height of each Gaussian, 2.5 arms wide; a mode's mass is that of the arms this near
@@ -245,9 +245,6 @@ def draw_masses(ax, row, state):
 
 # ==== main =============================================================================================================
 
-def die(message):   # lad.die under this file's name
-    raise SystemExit(print(f"bandit.py: error: {message}", file=sys.stderr, flush=True) or 2)
-
 def load_objective(spec):
     """Enter FILE.py:NAME, a row of a copy of lad.py (with that file's knobs) or any name in it, into lad.OBJECTIVES once it works on every group of 0/1 rewards."""
     file, _, name = spec.rpartition(":")
@@ -294,7 +291,7 @@ def main(argv):
     except Exception as error:   # the user's code may raise anything; our own is to be seen
         if not args.check and not isinstance(error, OSError):
             raise
-        die(f"{args.check or args.out}: {type(error).__name__}: {lad.one_line(error)}")
+        die(f"{args.check or args.out}: {type(error).__name__}: {one_line(error)}")
 
 if __name__ == "__main__":
     main(sys.argv[1:])

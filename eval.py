@@ -24,17 +24,17 @@ if __name__ == "__main__":   # read by OpenMP and by vLLM when they are imported
 import numpy as np
 from tqdm import tqdm
 import lad, verify
-from settings import checked, did_you_mean
-from lad import pass_at_k, print0   # pass_at_k: for whoever imports this file
+from harness import ranks
+from harness.data import field, find_model, read_rows
+from harness.metrics import pass_at_k   # for whoever imports this file
+from harness.ranks import print0
+from harness.settings import checked, did_you_mean, die
 HERE, CACHE, CODEFORCES = Path(__file__).resolve().parent, Path("~/.cache/lad").expanduser(), "https://codeforces.com/api"
 # FlowRL's evaluation scripts, whose models and benchmarks are LAD's: temperature 0.6, top-p 0.95, 2,048 + 8,192 tokens. FADE: --temperature 1 --top_p 1
 DEFAULTS = dict(temperature=0.6, top_p=0.95, max_prompt_tokens=2048, max_tokens=8192, device="auto", vllm_memory=0.85)
 SHARED = ("seed temperature top_p max_tokens max_prompt_tokens prompt kind chat system device tensor_parallel vllm_memory vllm_seqs vllm_eager "
           "verify_workers verify_timeout").split()   # lad.py's knobs that are flags here and may stand in a benchmark's table
 FIELDS = "hub name split file local ids problem truth truth_after start end".split()   # the table's own
-
-def die(message):   # lad.die under this file's name
-    raise SystemExit(print(f"eval.py: error: {message}", file=sys.stderr, flush=True) or 2)
 
 def parse(argv, benches):
     """The flags. Those that are lad.py's knobs are checked as lad.py checks them and stand in .knobs if they were given."""
@@ -50,7 +50,7 @@ def parse(argv, benches):
         parser.add_argument(f"--{name}", type=type(default), default=default, help=f"{help} (default {default!r})")
     for key in SHARED: parser.add_argument(f"--{key}", help=lad.KNOBS[key].metadata["help"].replace("%", "%%"))
     args = parser.parse_args(argv)
-    args.knobs = checked({key: value for key in SHARED if (value := getattr(args, key)) is not None}, "command line", lad.KNOBS, die)
+    args.knobs = checked({key: value for key in SHARED if (value := getattr(args, key)) is not None}, "command line", lad.KNOBS)
     for name in set(args.bench.split(",")) - set(benches):
         die(f"--bench {name}: no such benchmark{did_you_mean(name, benches)}")
     return args if args.n >= 1 and args.limit >= 0 else die(f"--n {args.n} --limit {args.limit}: expected at least 1 and 0")
@@ -68,14 +68,14 @@ def read_bench(name, table, data):
     """(rows, source, table) of the local file where there is one, else of the hub."""
     source, file = table.get("hub"), Path(data, table.get("file", "-"))
     if table.get("file") == "tiny":
-        import tiny
+        from harness import tiny
         file = tiny.make()["test"]
     if file.exists():
         source, table = str(file), table | table.get("local", {})
     source or die(f"{name}: no file {file}; name the folder that has it: --data DIR")
     if "start" in table:
         return livecodebench(name, source, table["start"], table["end"]), source, table
-    rows = [json.loads(x) for x in gzip.open(source, "rt")] if source.endswith(".gz") else lad.read_rows(source, table.get("name", ""), table.get("split", "test"))
+    rows = [json.loads(x) for x in gzip.open(source, "rt")] if source.endswith(".gz") else read_rows(source, table.get("name", ""), table.get("split", "test"))
     return rows, source, table
 
 def livecodebench(name, source, start, end):
@@ -86,7 +86,7 @@ def livecodebench(name, source, start, end):
     except Exception as error:   # hub errors come in a dozen types
         die(f"cannot read {source!r}: {str(error).splitlines()[0]}; put its test*.jsonl into a folder livecodebench in --data")
     rows = enumerate((json.loads(line) for path in sorted(folder.glob("test*.jsonl")) for line in open(path)), 1)
-    rows = [row for i, row in rows if start <= lad.field(row, "contest_date", f"{source}, row {i}")[:10] <= end]
+    rows = [row for i, row in rows if start <= field(row, "contest_date", f"{source}, row {i}")[:10] <= end]
     days = [row["contest_date"][:10] for row in rows] or ["none"]
     print0(f"data      {name}: {len(rows)} problems in {start}..{end} inclusive, dated {min(days)}..{max(days)}")
     return rows
@@ -103,7 +103,7 @@ def load_problems(name, table, templates, data, limit=0):
     ids = json.loads(path.read_text()) if (path := Path(data, table.get("ids", "-"))).exists() else collections.defaultdict(str)
     template, path, problems = templates.get(table["prompt"], table["prompt"]), table.get("truth", "answer"), []
     for number, row in enumerate(itertools.islice(rows, limit or None)):
-        pick = lambda path: lad.field(row, path, f"{source}, row {number + 1}")
+        pick = lambda path: field(row, path, f"{source}, row {number + 1}")
         if "private_test_cases" in row:
             truth, row = partial(livecodebench_tests, row), row | {"problem": row["question_content"]}
         else:
@@ -142,7 +142,7 @@ def evaluate(llm, cfg, problems, settings, tokenizer, verifier, file):
             n=settings["n"], temperature=cfg.temperature, top_p=cfg.top_p, max_tokens=cfg.max_tokens, detokenize=False,
             seed=zlib.crc32(f"{cfg.seed} {settings['bench']} {number}".encode()), output_kind=RequestOutputKind.FINAL_ONLY))
     finish = lambda output: file and append(file, make_record(settings, numbered[output.request_id], output.outputs, tokenizer, verifier))
-    with concurrent.futures.ThreadPoolExecutor(1) as thread, tqdm(total=len(problems), desc=title, unit="problem", disable=lad.rank() > 0) as bar:
+    with concurrent.futures.ThreadPoolExecutor(1) as thread, tqdm(total=len(problems), desc=title, unit="problem", disable=ranks.rank() > 0) as bar:
         while run.has_unfinished_requests() or pending:
             pending.extend(thread.submit(finish, output) for output in (run.step() if run.has_unfinished_requests() else ()))
             while pending and (pending[0].done() or not run.has_unfinished_requests()):
@@ -250,7 +250,7 @@ def contamination(model, problems):
     """Lines on the overlap of a run's training data with each benchmark; none where the model is no run of lad.py."""
     notes, run = [], tomllib.loads(path.read_text()) if (path := Path(model, "config.toml")).exists() else {}
     try:
-        rows = lad.read_rows(run["data"], run["data_name"], run["data_split"]) if run else []
+        rows = read_rows(run["data"], run["data_name"], run["data_split"]) if run else []
     except SystemExit:   # read_rows has said why
         return [f"{model}: its training data cannot be read here: no decontamination counts"]
     last = lambda v: v[-1]["content"] if isinstance(v, list) and v and isinstance(v[0], dict) and "content" in v[0] else v
@@ -342,21 +342,21 @@ def judge(args, records, cfg, device, out):
     name = args.judge_model if (remote := args.judge.startswith("http")) else args.judge
     todo = share(sorted((r for r in records if name not in r.get("judged", {})), key=lambda r: (r["settings"]["model"], r["settings"]["bench"], r["problem"])), cfg)
     def save(replies):
-        for r, reply in zip(todo, tqdm(replies, total=len(todo), desc=f"judge {name}", unit="problem", disable=lad.rank() > 0)):
+        for r, reply in zip(todo, tqdm(replies, total=len(todo), desc=f"judge {name}", unit="problem", disable=ranks.rank() > 0)):
             score = int(found[-1]) if (found := re.findall(r"(?i)score\W*([1-5])\b", reply or "")) else None
-            append(out / f"judge.{slug(name)}.{lad.rank()}.jsonl", dict(settings=r["settings"], problem=r["problem"], judge=name, score=score, reply=reply))
+            append(out / f"judge.{slug(name)}.{ranks.rank()}.jsonl", dict(settings=r["settings"], problem=r["problem"], judge=name, score=score, reply=reply))
     if remote:
         with concurrent.futures.ThreadPoolExecutor(8) as pool:   # map's results come in order, each as soon as it can
             save(pool.map(lambda r: ask(args.judge, name, judge_prompt(r)), todo))
-    elif lad.all_reduce([len(todo)], "max")[0]:
+    elif ranks.all_reduce([len(todo)], "max")[0]:
         from transformers import AutoTokenizer
         cfg = dataclasses.replace(cfg, model=args.judge, temperature=0.0, top_p=1.0, max_tokens=512)
-        tokenizer = AutoTokenizer.from_pretrained(folder := lad.prepare(cfg))
+        tokenizer = AutoTokenizer.from_pretrained(folder := find_model(cfg))
         cfg.chat = bool(tokenizer.chat_template)
         prompts = [encode(tokenizer, cfg, judge_prompt(r)) for r in todo]
-        cfg.max_prompt_tokens = int(lad.all_reduce([max(map(len, prompts), default=1)], "max")[0])
-        groups = lad.generate(engine(cfg, folder, device), cfg, prompts, 1, cfg.seed, logprobs=False, progress=lad.rank() == 0)
-        save(tokenizer.decode(g[0]["tokens"], skip_special_tokens=True) for g in (groups if lad.rank() % cfg.tensor_parallel == 0 else ()))
+        cfg.max_prompt_tokens = int(ranks.all_reduce([max(map(len, prompts), default=1)], "max")[0])
+        groups = lad.generate(engine(cfg, folder, device), cfg, prompts, 1, cfg.seed, logprobs=False, progress=ranks.rank() == 0)
+        save(tokenizer.decode(g[0]["tokens"], skip_special_tokens=True) for g in (groups if ranks.rank() % cfg.tensor_parallel == 0 else ()))
 
 # ==== 6. Report: tables and pictures, from the JSON lines alone ========================================================
 def labelled(results):
@@ -426,11 +426,11 @@ def plot(rows, out):
         print(f"plot      {out / draw.__name__}.png")
 # ==== 7. main ==========================================================================================================
 slug = lambda name: re.sub(r"[^\w.-]+", "_", name).strip("_")
-share = lambda items, cfg: items[lad.rank() // cfg.tensor_parallel:: lad.world() // cfg.tensor_parallel]   # ranks that share an engine are one replica
+share = lambda items, cfg: items[ranks.rank() // cfg.tensor_parallel:: ranks.world() // cfg.tensor_parallel]   # ranks that share an engine are one replica
 def resolve(model, cfg):
     """(folder of the weights, a hash of config.json and of 1 MB of each file: no training step leaves those as they were, config of the run or {})."""
     run = tomllib.loads(path.read_text()) if (path := Path(model, "config.toml")).exists() else {}
-    folder = Path(model, "hf") if run else Path(lad.prepare(dataclasses.replace(cfg, model=model)))
+    folder = Path(model, "hf") if run else Path(find_model(dataclasses.replace(cfg, model=model)))
     if not (folder / "config.json").exists():
         die(f"{model}: no {folder}/config.json" + (f": the run has not finished; go on with: python lad.py --resume {model}" if run else ": not a model"))
     digest = hashlib.sha256((folder / "config.json").read_bytes())
@@ -441,7 +441,7 @@ def resolve(model, cfg):
 def restart():
     """vLLM gives all its memory back only when its process ends. What is done is on disk, so begin anew: finished work will be skipped."""
     with socket.create_server(("", 0)) as free:   # torchrun's store keeps the keys of this round: the next one gets its own, at a port of rank 0's choice
-        port = int(lad.all_reduce([free.getsockname()[1] if lad.rank() == 0 else 0], "max")[0])
+        port = int(ranks.all_reduce([free.getsockname()[1] if ranks.rank() == 0 else 0], "max")[0])
     time.sleep(1)   # nobody may still be inside the all_reduce
     os.environ.update(MASTER_PORT=str(port), TORCHELASTIC_USE_AGENT_STORE="False")
     "MASTER_ADDR" in os.environ or os.environ.pop("RANK")   # set by set_up, not by torchrun
@@ -454,14 +454,14 @@ def main(argv):
     out, wanted, used = Path(args.out), {}, False
     if args.models:
         tables = {name: benches[name] | args.knobs for name in args.bench.split(",")}
-        knobs = {name: checked({k: v for k, v in table.items() if k in SHARED}, f"configs.toml, [bench.{name}]", lad.KNOBS, die) for name, table in tables.items()}
+        knobs = {name: checked({k: v for k, v in table.items() if k in SHARED}, f"configs.toml, [bench.{name}]", lad.KNOBS) for name, table in tables.items()}
         problems = {name: load_problems(name, table, templates, args.data, args.limit) for name, table in tables.items()}
         cfg = lad.Config(**DEFAULTS | args.knobs | dict(prompts=int(os.environ.get("WORLD_SIZE", 1))))
         cfg.config = "eval.py"
-        device = lad.set_up(cfg)
+        device = ranks.join(cfg)
         from transformers import AutoTokenizer
         out.mkdir(parents=True, exist_ok=True)
-        done = read_lines(out), lad.dist.barrier()   # every rank has read what was done before any writes more
+        done = read_lines(out), ranks.dist.barrier()   # every rank has read what was done before any writes more
     for model in args.models:   # write what is missing
         folder, weights, run = resolve(model, cfg)
         tokenizer, work = AutoTokenizer.from_pretrained(folder), []
@@ -479,17 +479,17 @@ def main(argv):
         if work:
             used and restart()
             used, longest = True, max((now for now, *_ in work), key=lambda c: c.max_prompt_tokens + c.max_tokens)
-            llm, writes = engine(longest, folder, device), lad.rank() % cfg.tensor_parallel == 0
+            llm, writes = engine(longest, folder, device), ranks.rank() % cfg.tensor_parallel == 0
             with verify.Verifier(longest.verify_workers, longest.verify_timeout) as verifier:
                 for now, todo, settings in work:
                     print0(f"eval      {model}, {settings['bench']}: {len(todo)} problems x {args.n} to do")
-                    evaluate(llm, now, share(todo, cfg), settings, tokenizer, verifier, out / f"{slug(model)}.{settings['bench']}.{lad.rank()}.jsonl" if writes else None)
-            lad.dist.barrier()
+                    evaluate(llm, now, share(todo, cfg), settings, tokenizer, verifier, out / f"{slug(model)}.{settings['bench']}.{ranks.rank()}.jsonl" if writes else None)
+            ranks.dist.barrier()
     pick = lambda results: {k: {n: r for n, r in results.get(k, {}).items() if n in numbers} for k, numbers in wanted.items()} if args.models else results
     if args.models and args.judge:
         used and not args.judge.startswith("http") and restart()
         judge(args, [r for records in pick(read_lines(out, full=True)).values() for r in records.values()], cfg, device, out)
-        lad.dist.barrier()
+        ranks.dist.barrier()
     if os.environ.get("RANK", "0") == "0":
         rows = labelled(pick(read_lines(out))) or die(f"no MODEL is given and {out} has no results to report; see python eval.py --help")
         print("\n" + (text := show(rows, args.data, [note for model in args.models for note in contamination(model, problems)])) + "\n", flush=True)

@@ -16,7 +16,7 @@ Errors: ValueError for an unknown kind; RuntimeError where workers cannot start 
 import ast, collections, concurrent.futures, json, logging, operator, os, random, re, resource, select, signal, subprocess, sys, threading, time
 from fractions import Fraction
 
-from sandbox import Sandbox, attempt, code_judge
+from harness.sandbox import Sandbox, attempt, code_judge
 
 # ==== 1. The answer in a response, and countdown =====================================================================
 
@@ -395,20 +395,22 @@ class Verifier:
     def __init__(self, workers=2, timeout=10.0, sandbox="auto"):
         self.timeout, self.sandbox, self.live, self.mine, self.results = timeout, sandbox, set(), threading.local(), []
         self.pool = concurrent.futures.ThreadPoolExecutor(workers)      # a thread for each worker, to wait on it
+        self.front = concurrent.futures.ThreadPoolExecutor(1)           # and one that hands out
 
     def submit(self, items):
-        """Bounded items are scored here and now; the workers begin with the others."""
-        self.results = [judge(*item, quick=True) or self.pool.submit(self.give, item) for item in items]
+        """A future of [(reward, reason)] of items (kind, response, truth), while the caller goes on."""
+        return self.front.submit(self.judge_all, items)
 
-    def collect(self):
-        """The rewards in order, reasons beside them; waits for all."""
-        done = [result if isinstance(result, tuple) else result.result() for result in self.results]
-        self.reasons = [reason for _, reason in done]
-        return [reward for reward, _ in done]
+    def judge_all(self, items):
+        """Bounded items are scored here; the workers begin with the others, which are then waited for."""
+        self.results = [judge(*item, quick=True) or self.pool.submit(self.give, item) for item in items]
+        return [result if isinstance(result, tuple) else result.result() for result in self.results]
 
     def score(self, items):
-        """submit and collect."""
-        return self.submit(items) or self.collect()
+        """The rewards in order; .reasons stand beside them."""
+        done = self.submit(items).result()
+        self.reasons = [reason for _, reason in done]
+        return [reward for reward, _ in done]
 
     def give(self, item):
         """In a thread: to its worker, which is killed when it is late and started when needed."""
@@ -456,6 +458,7 @@ class Verifier:
 
     def close(self):
         """End the workers, whatever they are doing."""
+        self.front.shutdown(wait=False, cancel_futures=True)
         self.pool.shutdown(wait=False, cancel_futures=True)
         for worker in list(self.live):
             worker.kill()
@@ -481,14 +484,16 @@ def main(path):
     """A line of output an item, then how many were right and why the others were not."""
     items = [(row["kind"], row["response"], row["truth"]) for row in map(json.loads, open(path))]
     start, n, v = time.monotonic(), len(items), Verifier(os.cpu_count())
-    v.submit(items)
-    while (done := sum(isinstance(result, tuple) or result.done() for result in v.results)) < n:
+    verdicts = v.submit(items)
+    while not verdicts.done():
+        done = sum(isinstance(result, tuple) or result.done() for result in v.results)
         print(f"\r{done:>7}/{n} [{'#' * (40 * done // n):40}]", end="", file=sys.stderr)
         time.sleep(0.1)
-    rewards, seconds = v.collect(), time.monotonic() - start
-    for i, (reward, reason) in enumerate(zip(rewards, v.reasons)):
+    rewards, reasons = [reward for reward, _ in verdicts.result()], [reason for _, reason in verdicts.result()]
+    seconds = time.monotonic() - start
+    for i, (reward, reason) in enumerate(zip(rewards, reasons)):
         print(f"{i:>7} {items[i][0]:<12} {reward:.0f} {reason}")
-    why = collections.Counter(reason or "wrong" for reward, reason in zip(rewards, v.reasons) if not reward)
+    why = collections.Counter(reason or "wrong" for reward, reason in zip(rewards, reasons) if not reward)
     print(f"\n{n} items, {sum(rewards):.0f} right, {n / seconds:.0f} a second; "
           + ", ".join(f"{count} {reason}" for reason, count in why.most_common()), file=sys.stderr)
 

@@ -56,7 +56,7 @@ def forks(tiny, tmp_path_factory):
 @pytest.fixture(scope="session")
 def tiny():
     """The offline default: {model, train, test}. Made once and cached, as lad.py does."""
-    import tiny
+    from harness import tiny
     return tiny.make()
 
 

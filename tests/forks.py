@@ -17,7 +17,8 @@ ROOT = Path(__file__).resolve().parent.parent
 
 def half_a_line(lad, strike):
     """metrics.jsonl gets the first half of a line."""
-    append = lad.append
+    from harness import tracking
+    append = tracking.append
     def torn(cfg, name, **fields):
         if lad.rank() == 0 and strike.now():
             with open(Path(cfg.out) / name, "a") as f:
@@ -25,7 +26,7 @@ def half_a_line(lad, strike):
                 f.flush()
                 strike()
         append(cfg, name, **fields)
-    lad.append = torn
+    tracking.append = torn
 
 
 def half_a_file(name):
@@ -56,7 +57,7 @@ def call(path):
     """The n-th call of a function, `path` from the module on: the fault comes as it begins."""
     def install(lad, strike):
         module, *names = path.split("/")
-        owner = lad if module == "lad" else __import__(module, fromlist=["x"])
+        owner = lad if module == "lad" else importlib.import_module(module)
         for name in names[:-1]:
             owner = getattr(owner, name)
         original = getattr(owner, names[-1])
@@ -70,7 +71,7 @@ def call(path):
 
 MOMENTS = {
     "rollout": call("vllm/LLM/generate"),
-    "verify": call("verify/Verifier/score"),
+    "verify": call("verify/Verifier/submit"),
     "backward": call("torch/Tensor/backward"),
     "optimizer step": call("torch.optim/AdamW/step"),
     "clip": call("lad/optimizer_step"),
@@ -82,8 +83,8 @@ MOMENTS = {
     "rmtree": call("shutil/rmtree"),
     "export": call("transformers/PreTrainedModel/save_pretrained"),
     "config.toml": half_a_file("config."),
-    "load": call("lad/load_checkpoint"),
-    "rewind": call("lad/rewind"),
+    "load": call("harness.checkpoint/load"),
+    "rewind": call("harness.tracking/rewind"),
     "set-up": call("lad/start_vllm"),
 }
 
@@ -108,6 +109,7 @@ def small_disk(folder, megabytes):
 def child(request, pipe):
     """One rank of one run, as `python PROGRAM ARGV` would be but for the faults."""
     import lad
+    from harness import ranks, tracking
     os.setsid()
     log = os.open(request["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(log, 1)
@@ -125,7 +127,7 @@ def child(request, pipe):
         strike.now = lambda: next(count) == nth
         MOMENTS[moment](lad, strike)
     for line in request["patch"]:   # faults that are not kills: some Python each
-        exec(line, dict(lad=lad, os=os, time=time, signal=signal, Path=Path, small_disk=small_disk))
+        exec(line, dict(lad=lad, tracking=tracking, ranks=ranks, os=os, time=time, signal=signal, Path=Path, small_disk=small_disk))
     program = ROOT / request["program"]
     try:
         sys.argv = [request["program"], *request["argv"]]
@@ -149,7 +151,7 @@ def child(request, pipe):
 
 
 # What a run imports sooner or later; what is not there (a CUDA build has another worker) is left to the children
-IMPORTED = ["lad", "eval", "plot", "torch.distributed.checkpoint.hf_storage", "transformers", "transformers.models.qwen2.modeling_qwen2",
+IMPORTED = ["lad", "eval", "harness.plot", "torch.distributed.checkpoint.hf_storage", "transformers", "transformers.models.qwen2.modeling_qwen2",
             "vllm", "vllm.v1.worker.cpu_worker", "vllm.v1.engine.core", "vllm.model_executor.models.qwen2",
             "matplotlib.pyplot", "matplotlib.backends.backend_agg", "PIL.PngImagePlugin"]
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-import bench
+from tools import bench
 
 CPU = torch.device("cpu")
 
@@ -112,7 +112,7 @@ def test_race_takes_turns_and_ratio_is_within_them():
 @pytest.fixture
 def run(forks):
     """Output of bench.py in its own process."""
-    return partial(forks.run, "bench.py", env=dict(OMP_NUM_THREADS="1"))
+    return partial(forks.run, "tools/bench.py", env=dict(OMP_NUM_THREADS="1"))
 
 
 def check(text, tables):

@@ -4,7 +4,9 @@ import dataclasses, json, subprocess, sys, tomllib
 import pytest
 import torch
 
-import lad, settings
+import lad
+from harness import settings
+from harness.data import draw, load_data, read_rows
 from conftest import DATA, ROOT, launch
 
 PRESETS = tomllib.loads((ROOT / "configs.toml").read_text())
@@ -16,7 +18,7 @@ def refused(capsys, *argv):
     with pytest.raises(SystemExit) as stop:
         lad.load_config(argv)
     err = capsys.readouterr().err
-    assert stop.value.code == 2 and err.startswith("lad.py: error: ") and err.count("\n") == 1, err
+    assert stop.value.code == 2 and ": error: " in err and err.count("\n") == 1, err
     return err
 
 
@@ -111,7 +113,7 @@ def load(tmp_path, rows, evaluation=False, **changes):
     path = tmp_path / "rows.jsonl"
     path.write_text("".join(json.dumps(r) + "\n" for r in rows))
     base = dict(data=str(path), eval_data=str(path), prompt="Q: {q}", truth="a", eval_prompt="{q}", eval_truth="a", chat=False)
-    return lad.load_data(dataclasses.replace(lad.Config(), **{**base, **changes}), Letters(), evaluation)
+    return load_data(dataclasses.replace(lad.Config(), **{**base, **changes}), Letters(), evaluation)
 
 
 def test_templates_and_fields(tmp_path, capsys):
@@ -144,31 +146,31 @@ def test_bad_rows_name_their_number(tmp_path, capsys):
         assert expected in capsys.readouterr().err
     (tmp_path / "bad.jsonl").write_text('{"q": "1"}\n{"q": "2}\n{"q": "3"}\n')
     with pytest.raises(SystemExit):
-        lad.read_rows(str(tmp_path / "bad.jsonl"), "", "train")
+        read_rows(str(tmp_path / "bad.jsonl"), "", "train")
     assert "line 2 column" in capsys.readouterr().err
     plain = Letters()
     plain.chat_template = None
     with pytest.raises(SystemExit):
-        lad.load_data(dataclasses.replace(lad.Config(), data=str(tmp_path / "rows.jsonl")), plain)
+        load_data(dataclasses.replace(lad.Config(), data=str(tmp_path / "rows.jsonl")), plain)
     assert "no chat template" in capsys.readouterr().err
     for source in (str(tmp_path / "no.jsonl"), str(tmp_path / "no.parquet")):
         with pytest.raises(SystemExit):
-            lad.read_rows(source, "", "train")
+            read_rows(source, "", "train")
         assert f"cannot read {source!r}" in capsys.readouterr().err
 
 
 def test_draw_continues_where_it_stopped():
     rows = list(range(10))
-    whole = lad.draw(rows, 0, 34, seed=3)
+    whole = draw(rows, 0, 34, seed=3)
     assert whole[:10] != whole[10:20] and all(sorted(whole[i:i + 10]) == rows for i in (0, 10, 20))
-    assert whole == lad.draw(rows, 0, 7, 3) + lad.draw(rows, 7, 16, 3) + lad.draw(rows, 23, 11, 3)
-    assert whole != lad.draw(rows, 0, 34, seed=4)
+    assert whole == draw(rows, 0, 7, 3) + draw(rows, 7, 16, 3) + draw(rows, 23, 11, 3)
+    assert whole != draw(rows, 0, 34, seed=4)
 
 
 @pytest.mark.skipif(not DATA.is_dir(), reason=f"no data in {DATA}")
 def test_published_files_load():
     dapo = dataclasses.replace(lad.load_config([]), data=str(DATA / "dapo_math_17k.parquet"), prompt="Solve: {prompt}", max_prompt_tokens=10**6)
-    rows = lad.load_data(dapo, Letters())
+    rows = load_data(dapo, Letters())
     assert len(rows) == 17290   # of 17,917: what shared/data/README.md counts
     assert rows[0]["prompt"].startswith("<user>Solve: In triangle")
     assert rows[0]["truth"] == "34"
@@ -177,5 +179,5 @@ def test_published_files_load():
 @pytest.mark.skipif(not DATA.is_dir(), reason=f"no data in {DATA}")
 def test_countdown_preset_reads_the_published_file():
     preset = PRESETS["countdown-small"]
-    rows = lad.load_data(dataclasses.replace(lad.Config(**{k: v for k, v in preset.items()}), data=str(DATA / "countdown_train.parquet"), max_prompt_tokens=10**6), Letters())
+    rows = load_data(dataclasses.replace(lad.Config(**{k: v for k, v in preset.items()}), data=str(DATA / "countdown_train.parquet"), max_prompt_tokens=10**6), Letters())
     assert {"numbers", "target"} == set(rows[0]["truth"]) and str(rows[0]["truth"]["target"]) in rows[0]["prompt"]

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 import eval as ev
-import lad, verify
+import verify
+from harness.data import read_rows
 from conftest import DATA, launch
 
 BENCHES, TEMPLATES = ev.read_tables()
@@ -242,7 +243,7 @@ def test_programs_without_solutions_load(verifier):
 @needs_data
 def test_countdown_golds(verifier):
     problems, source = ev.load_problems("countdown", BENCHES["countdown"], TEMPLATES, DATA)
-    gold = [row["answer"] for row in lad.read_rows(source, "", "train")]
+    gold = [row["answer"] for row in read_rows(source, "", "train")]
     assert len(problems) == 1024 and all(str(p["truth"]["target"]) in p["text"] for p in problems)
     scores = verifier.score([("countdown", g, p["truth"]) for g, p in zip(gold, problems)])
     assert sum(scores) == 1024 and sum(verifier.score([("countdown", g, p["truth"]) for g, p in zip(gold[1:], problems)])) < 5
@@ -325,7 +326,7 @@ def test_overlap_with_the_training_set():
 @needs_data
 def test_overlap_of_dapo_with_the_benchmarks():
     """README of shared/data: DAPO has AMC, Olympiad and MATH500 problems, and none of AIME 2024 and 2025."""
-    rows = lad.read_rows(str(DATA / "dapo_math_17k.parquet"), "", "train")
+    rows = read_rows(str(DATA / "dapo_math_17k.parquet"), "", "train")
     training, found = [row["prompt"][-1]["content"] for row in rows], {}
     for name in ("amc", "aime24", "aime25", "math500"):
         found[name] = ev.overlap([p["statement"] for p in ev.load_problems(name, BENCHES[name], TEMPLATES, DATA)[0]], training)

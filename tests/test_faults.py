@@ -14,6 +14,7 @@ import pytest
 import torch
 
 import lad, verify
+from harness.data import load_data
 from conftest import ENV, GRACE, ROOT, metrics
 from forks import MOMENTS
 from test_run import deterministic
@@ -107,7 +108,7 @@ def test_killed_at_each_moment_equals_never_killed(runs, whole, tmp_path, chain)
 @pytest.mark.slow
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_killed_at_random_moments(runs, whole, tmp_path, ranks, capsys):
-    """Chains of six kills, each at a random call of a random function, at once or a random time later, until 60 (one rank) or 30 (two) have struck."""
+    """Chains of six kills, each at a random call of a random function, at once or a random time later, until 30 (one rank) or 12 (two) have struck."""
     rng, struck, seconds = random.Random(7 + ranks), 0, dict(rollout=0.1, checkpoint=0.02, export=0.05, backward=0.02)
     for attempt in itertools.count():
         chain = []
@@ -118,7 +119,7 @@ def test_killed_at_random_moments(runs, whole, tmp_path, ranks, capsys):
         same_run(tmp_path / f"run{attempt}", whole(ranks))
         with capsys.disabled():
             print(f"\n{ranks} rank(s), chain {attempt}: {struck} kills so far, last {chain}")
-        if struck >= (60 if ranks == 1 else 30):
+        if struck >= (30 if ranks == 1 else 12):
             break
 
 
@@ -158,7 +159,7 @@ def test_a_rank_that_is_gone_is_named_soon(runs, tmp_path, how):
     """Without torchrun, as on another node. Killed: gloo's connection breaks at once. Stopped (SIGSTOP), as by a dead machine or a hung driver: it stays
     silent. The 40 s after which a rank counts as lost are 6 here."""
     fault = dict(faults=[("backward", 2, None)])
-    sooner = "import watch\nwatch.LIMIT = 6"
+    sooner = "ranks.LIMIT = 6"
     if how == "stopped":
         fault = dict(faults=[])
         sooner += "\nstep = lad.optimizer_step\ndef stop(*a):\n    if lad.rank() == 1:\n        os.kill(os.getpid(), signal.SIGSTOP)\n    return step(*a)\nlad.optimizer_step = stop"
@@ -205,7 +206,7 @@ def test_disk_full(runs, whole, tmp_path):
     assert deterministic(metrics(tmp_path / "kept")) == deterministic(metrics(whole(1)))
     shutil.rmtree(tmp_path / "kept/hf")
     full = f"""small_disk({str(disk)!r}, 18)
-append = lad.append
+append = tracking.append
 def filled(cfg, name, **fields):
     if fields["step"] == 2:
         with open(Path(cfg.out) / "ballast", "wb", buffering=0) as f:
@@ -214,7 +215,7 @@ def filled(cfg, name, **fields):
             except OSError: pass
         fields["response"] = "x" * 5000
     append(cfg, name, **fields)
-lad.append = filled"""
+tracking.append = filled"""
     runs.start(disk / "run", patch=[full], keep=(disk / "run", tmp_path / "kept2"))
     codes, text, _ = runs.wait()
     assert codes == [2] and "No space left on device" in text and "of metrics.jsonl needed" in text and "the run stops, whole up to step 1" in text, text[-5000:]
@@ -280,7 +281,7 @@ def test_failed_verifications_stop_the_run_with_state_saved(runs, broken, tmp_pa
     """Every worker dies on every item from the third batch on: two steps are trained and saved, the third is not, and the message says why. Mended, the run goes on."""
     data = rows(tmp_path / "data.jsonl", 16, prompt=lambda i: f"1 2 {i % 9 + 1}={i + 3}:", answer={"inputs": [""], "outputs": ["7"]})
     flags = ["--data", data, "--eval_data", "", "--kind", "code", "--verify_workers", 1, "--checkpoint_every", 0, "--objective", "reinforce"]
-    fault = f"import verify\nverify.__file__ = {str(broken)!r}\nscore = verify.Verifier.score\ncalls = []\ndef late(self, items):\n    calls.append(1)\n    return score(self, [(k, 'EXIT' * (len(calls) > 3) + r, t) for k, r, t in items])\nverify.Verifier.score = late"
+    fault = f"import verify\nverify.__file__ = {str(broken)!r}\nsubmit = verify.Verifier.submit\ncalls = []\ndef late(self, items):\n    calls.append(1)\n    return submit(self, [(k, 'EXIT' * (len(calls) > 3) + r, t) for k, r, t in items])\nverify.Verifier.submit = late"
     text = runs(tmp_path / "run", *flags, patch=[fault], code=2)
     assert "step 3: 100% of its samples could not be scored (max_failed = 0.5): 16 x crashed: worker replaced; step 2 is saved" in text, text[-3000:]
     assert [p.name for p in (tmp_path / "run/checkpoints").iterdir()] == ["step_2"] and [x["step"] for x in metrics(tmp_path / "run")] == [1, 2]
@@ -351,17 +352,17 @@ def test_bad_data(tmp_path, tiny, capsys):
                       (dict(good, prompt=[{"content": "a"}, "b"]), "row 2: the prompt template '{prompt}' does not fit: TypeError"), ([good], "row 2: expected an object"), (None, "row 2: expected an object")]:
         (tmp_path / "rows.jsonl").write_text("".join(json.dumps(r) + "\n" for r in (good, row)))
         with pytest.raises(SystemExit) as stop:
-            lad.load_data(cfg(tmp_path / "rows.jsonl"), tokenizer)
+            load_data(cfg(tmp_path / "rows.jsonl"), tokenizer)
         err = capsys.readouterr().err
         assert stop.value.code == 2 and says in err and err.count("\n") == 1, err
     for content, says in [(b'{"prompt": "1 2\xff", "answer": 1}\n', "can't decode byte 0xff in position 15"), (b"", "no row is left"), (b'{"prompt": "\x00"\n', "Invalid control character at: line 1"), (b"\x1f\x8b\x08\x00junk", "can't decode")]:
         (tmp_path / "rows.jsonl").write_bytes(content)
         with pytest.raises(SystemExit):
-            lad.load_data(cfg(tmp_path / "rows.jsonl"), tokenizer)
+            load_data(cfg(tmp_path / "rows.jsonl"), tokenizer)
         assert says in (err := capsys.readouterr().err) and err.count("\n") == 1, err
     began = time.monotonic()
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(dict(good, prompt=p)) + "\n" for p in ["1 2 3=6:", "1" * 100_000, "1 2 3=6:", "2 2 2=6:", "7 " * 50_000]))
-    assert len(lad.load_data(cfg(tmp_path / "rows.jsonl"), tokenizer)) == 2 and time.monotonic() - began < 10 + GRACE
+    assert len(load_data(cfg(tmp_path / "rows.jsonl"), tokenizer)) == 2 and time.monotonic() - began < 10 + GRACE
     assert "2 rows (1 duplicates and 2 prompts over 40 tokens dropped)" in capsys.readouterr().out
 
 
@@ -418,14 +419,14 @@ def test_a_torn_config_does_not_stop_resume_by_folder(runs, tmp_path):
 # ==== 8. What goes on for long, and what must not get out ===============================================================
 
 @pytest.mark.slow
-@pytest.mark.parametrize("steps", [45, 500])
-def test_memory_processes_and_files_stay_flat(runs, tmp_path, capsys, steps):
+def test_memory_processes_and_files_stay_flat(runs, tmp_path, capsys):
     """Memory of the process and of each of its verifier's workers, open files, threads, zombies, and the files of the run (but the logs): the same at the
     end as a third of the way in."""
+    steps = 400
     data = rows(tmp_path / "data.jsonl", 64, prompt=lambda i: f"1 2 {i % 9 + 1}={i + 3}:", answer="x+1")
     patch = """
 import json, resource, threading
-append, judge = lad.append, lad.verify.judge
+append, judge = tracking.append, lad.verify.judge
 lad.verify.judge = lambda kind, response, truth, *a, quick=False, **k: None if quick else judge(kind, response, truth, *a, **k)   # everything to the workers
 def look(cfg, name, **fields):
     append(cfg, name, **fields)
@@ -436,7 +437,7 @@ def look(cfg, name, **fields):
         files = sum(f.stat().st_size for f in Path(cfg.out).rglob("*") if f.is_file() and f.suffix != ".jsonl")
         print("LOOK", json.dumps(dict(step=fields["step"], rss=rss("self"), workers={p: rss(p) for p in children}, zombies=state.count("Z"), fds=len(os.listdir("/proc/self/fd")),
                                       threads=threading.active_count(), files=files)), flush=True)
-lad.append = look"""
+tracking.append = look"""
     text = runs(tmp_path / "run", "--steps", steps, "--data", data, "--truth", "answer", "--kind", "math", "--eval_data", "", "--objective", "w_reinforce", "--checkpoint_every", 5, "--verify_workers", 2, patch=[patch], seconds=3000)
     look = [json.loads(line[5:]) for line in text.splitlines() if line.startswith("LOOK")]
     a, b = look[steps // 3], look[-1]
@@ -477,5 +478,5 @@ def test_a_pickle_is_never_run(runs, tiny, tmp_path):
     torch.save({"model.embed_tokens.weight": Evil()}, tmp_path / "model/pytorch_model.bin")
     text = runs(tmp_path / "run", "--model", tmp_path / "model", code=2)
     assert "vLLM did not start" in text and not (tmp_path / "canary").exists(), text[-3000:]
-    for path in ROOT.glob("*.py"):
+    for path in [*ROOT.glob("*.py"), *ROOT.glob("harness/*.py")]:
         assert not any(word in path.read_text() for word in ("torch.load(", "pickle.load", "trust_remote_code=True")), path

@@ -10,16 +10,18 @@ from hub import Hub
 # What lad.py does before anything heavy, for each list of flags: the folder of the model; with --data the rows of both data sets
 START = """
 import json, sys, lad
-lad.set_up(lad.load_config(["--config", "tiny"]))
+from harness import ranks
+from harness.data import find_model, load_data
+ranks.join(lad.load_config(["--config", "tiny"]))
 for flags in json.loads(sys.argv[1]):
     try:
         cfg = lad.load_config(["--config", "tiny", "--model", "org/model", *flags])
-        folder = lad.prepare(cfg)
+        folder = find_model(cfg)
         print("folder", folder)
         if "--data" in flags:
             from transformers import AutoTokenizer
             tokenizer = AutoTokenizer.from_pretrained(folder)
-            print("rows", len(lad.load_data(cfg, tokenizer)), len(lad.load_data(cfg, tokenizer, evaluation=True)))
+            print("rows", len(load_data(cfg, tokenizer)), len(load_data(cfg, tokenizer, evaluation=True)))
     except SystemExit as stop:
         print("exit code", stop.code)
 """
@@ -53,7 +55,7 @@ def start(env, *runs):
 
 def one_line_error(printed):
     """The only one, with which a run left with exit code 2."""
-    [line] = [line for line in printed.splitlines() if line.startswith("lad.py: error: ")]
+    [line] = [line for line in printed.splitlines() if line.startswith("-c: error: ")]
     assert "exit code 2" in printed
     return line
 

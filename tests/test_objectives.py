@@ -5,6 +5,7 @@ import pytest
 import torch
 
 import lad
+from harness.metrics import pass_at_k
 
 CFG = lad.Config()
 GENERATORS = {   # f and f', as in shared/DESIGN.md 3.2, of plain floats
@@ -280,16 +281,16 @@ def test_k3():
 
 
 def test_token_scale_by_hand():
-    assert lad.token_scale(cfg(aggregation="token"), [2, 3], 10, 4) == [0.1, 0.1]
-    assert lad.token_scale(cfg(aggregation="sequence"), [2, 3], 10, 4) == pytest.approx([1 / 8, 1 / 12])
-    assert lad.token_scale(cfg(aggregation="constant", max_tokens=20), [2, 3], 10, 4) == [1 / 80, 1 / 80]
+    for changes, want in ((dict(aggregation="token"), [0.1, 0.1]), (dict(aggregation="sequence"), [1 / 8, 1 / 12]),
+                          (dict(aggregation="constant", max_tokens=20), [1 / 80, 1 / 80])):
+        assert [lad.token_scale(cfg(**changes), length, 10, 4) for length in (2, 3)] == pytest.approx(want)
 
 
 def test_pass_at_k_against_enumeration():
     from itertools import combinations
     for n, c, k in ((5, 2, 1), (5, 2, 3), (6, 0, 4), (6, 6, 2), (7, 3, 5)):
         draws = list(combinations(range(n), k))
-        assert lad.pass_at_k(n, c, k) == pytest.approx(sum(any(i < c for i in d) for d in draws) / len(draws))
+        assert pass_at_k(n, c, k) == pytest.approx(sum(any(i < c for i in d) for d in draws) / len(draws))
     for bad in ((4, 0, 5), (4, 5, 1), (4, 1, 0)):
         with pytest.raises(ValueError):
-            lad.pass_at_k(*bad)
+            pass_at_k(*bad)

@@ -5,7 +5,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-import lad, plan
+import lad
+from harness import checkpoint, ranks
+from tools import plan
 from conftest import ROOT, launch
 
 CPU = torch.device("cpu")
@@ -93,7 +95,7 @@ def test_checkpoint_size(step, tmp_path):
     if not torch.distributed.is_initialized():
         torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
     try:
-        lad.save_checkpoint(cfg, model, optimizer, None, dict(step=1, state={}, position=0, skipped=0))
+        checkpoint.save(cfg, model, optimizer, None, dict(step=1, state={}, position=0, skipped=0))
     finally:
         torch.distributed.destroy_process_group()
     written = sum(f.stat().st_size for f in (tmp_path / "checkpoints/step_1").iterdir())
@@ -135,19 +137,19 @@ def test_what_the_plan_says_moves_as_it_must():
 def test_commands(forks):
     said = launch(["lad.py", "--config", "fade-code-32b", "--plan", "--gpus", 32]).stdout
     assert "32,581,097,472 parameters" in said and "It fits" in said and "checkpoint: 390.973 GB" in said
-    said = forks.run("plan.py", "--config", "lad-math-7b", "--gpus", 1, "--gpu_memory", 80, code=1)
+    said = forks.run("tools/plan.py", "--config", "lad-math-7b", "--gpus", 1, "--gpu_memory", 80, code=1)
     assert "It does not fit 80 GiB" in said
     for flags, says in ((["--gpus", 3], "does not divide by 3"), (["--gpus", "many"], "want numbers"), (["--promts", 8], "did you mean 'prompts'"), (["--length", 10**6], "up to max_tokens")):
-        said = forks.run("plan.py", *flags, code=2)
+        said = forks.run("tools/plan.py", *flags, code=2)
         assert says in said and said.count("\n") == 1, said
 
 
 def test_readme_table_is_what_plan_prints():
-    if "python plan.py --table" not in (readme := (ROOT / "README.md").read_text()):
+    if "python tools/plan.py --table" not in (readme := (ROOT / "README.md").read_text()):
         pytest.skip("the README has no plan yet")
     if torch.cuda.is_available() and torch.cuda.get_device_properties(0).total_memory // plan.GIB != 139:
         pytest.skip("the table is for GPUs of 139 GiB")
-    printed = launch(["plan.py", "--table", "--gpu_memory", 139]).stdout
+    printed = launch(["tools/plan.py", "--table", "--gpu_memory", 139]).stdout
     assert printed in readme
 
 
@@ -160,7 +162,7 @@ def test_one_gpu_against_measured_memory(tmp_path):
                                   vocab_size=m.vocab, tie_word_embeddings=m.tied)
     AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(tmp_path)
     cfg = dataclasses.replace(lad.load_config(["--prompts", "8", "--max_tokens", "1024", "--micro_tokens", "8192", "--objective", "grpo"]), model=str(tmp_path))
-    device = lad.set_up(cfg)
+    device = ranks.join(cfg)
     model = lad.build_model(tmp_path, cfg, device)
     optimizer = torch.optim.AdamW(model.parameters(), 1e-6, fused=True)
     samples = [dict(prompt=[5] * 256, tokens=[6] * 768, behaviour=[0.0] * 768, adv=1.0, scale=1.0) for _ in range(64)]

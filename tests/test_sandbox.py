@@ -53,8 +53,8 @@ class Driver:
             pytest.skip("not root")
         uid = uid if os.geteuid() == 0 else os.geteuid()
         self.home = tempfile.mkdtemp(prefix="verify-test-")
-        for name in ("verify.py", "sandbox.py"):
-            shutil.copy(ROOT / name, self.home)
+        shutil.copy(ROOT / "verify.py", self.home)
+        shutil.copytree(ROOT / "harness", os.path.join(self.home, "harness"), ignore=shutil.ignore_patterns("__pycache__"))
         self.canary = os.path.join(self.home, "canary")
         os.mkdir(self.canary)
         Path(self.canary, "file").write_text("untouched")
@@ -134,7 +134,7 @@ PROBES = {
     "environment": '''lambda: os.environ["SECRET_VARIABLE"], lambda: 0 if set(os.environ) - {"LC_CTYPE", "OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"} else -1, lambda: open("/proc/self/environ"),
         lambda: open("/proc/1/environ")'''.replace('lambda: os.environ["SECRET_VARIABLE"]', 'lambda: 0 if "SECRET_VARIABLE" in os.environ else -1'),
     "home and files": '''lambda: open("HOME/.bashrc"), lambda: open("HOME/.profile"), lambda: open("HOME/.verify-test"), lambda: os.listdir("/home"), lambda: open("/etc/passwd"), lambda: os.listdir("CANARY"), lambda: open("CANARY/file"),
-        lambda: os.listdir("REPO"), lambda: open("REPO/verify.py"), lambda: open("REPO/sandbox.py"), lambda: os.listdir("/sys"), lambda: open("/etc/hostname")''',
+        lambda: os.listdir("REPO"), lambda: open("REPO/verify.py"), lambda: open("REPO/harness/sandbox.py"), lambda: os.listdir("/sys"), lambda: open("/etc/hostname")''',
     "write outside": '''lambda: open("CANARY/made", "w"), lambda: open("CANARY/file", "w"), lambda: os.mkdir("/made"), lambda: os.unlink("CANARY/file"),
         lambda: os.chmod("CANARY/file", 0), lambda: os.rename("CANARY/file", "CANARY/x"), lambda: open("/dev/shm/x", "w")''',
     "site-packages": '''lambda: open(os.__file__, "a"), lambda: open(os.path.dirname(os.__file__) + "/site-packages/evil.pth", "w"),
@@ -337,7 +337,8 @@ def test_namespaces_denied_falls_back():
     code = f"""
 import ctypes, sys, os
 sys.path.insert(0, {str(ROOT)!r})
-import sandbox, verify
+import verify
+from harness import sandbox
 def deny_unshare():                                                   # a seccomp filter in the caller, inherited by the boxes
     import struct
     op = lambda c, k, y=0, n=0: struct.pack("HBBI", c, y, n, k)

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 import lad
+from harness.tracking import rank_one_share
 from worker import GRADIENTS, SPLITS
 
 CFG = dataclasses.replace(lad.Config(), checkpointing=False, objective="grpo")
@@ -87,6 +88,9 @@ def test_sharded_load_of_tied_weights(forks, tiny, tmp_path):
     forks.run("tests/worker.py", "load", tiny["model"], tmp_path, ranks=2)
 
 
+LAYOUT = ("cu_seqlens", "max_seqlen", "row_of_seq", "seq_of_row")
+
+
 def packed_inputs(D, dtype):
     """q, k, v of a packed row of three sequences of 5, 1 and 7 tokens, the last of which has the first two tokens of the first: rows 0..1 are shared."""
     torch.manual_seed(0)
@@ -100,7 +104,7 @@ def packed_inputs(D, dtype):
 @pytest.mark.parametrize("window", [None, 3])
 def test_packed_attention_is_causal_inside_each_sequence(window):
     (q, k, v), batch, members = packed_inputs(8, torch.float64)
-    got, _ = lad.packed_attention(None, q, k, v, scaling=0.3, sliding_window=window, **{key: batch[key] for key in ("cu_seqlens", "max_seqlen", "full", "kept")})
+    got, _ = lad.packed_attention(None, q, k, v, scaling=0.3, sliding_window=window, **{key: batch[key] for key in LAYOUT})
     want = torch.zeros(1, 11, 4, 8, dtype=torch.float64)
     for tokens in members:
         for place, i in enumerate(tokens):
@@ -118,10 +122,11 @@ def test_pack_by_hand():
     batch = lad.pack([sample([5, 6], [7, 8, 9]), sample([4], [3]), sample([5, 6], [1, 2])], torch.device("cpu"))
     assert batch["ids"].tolist() == [[5, 6, 7, 8, 9, 4, 3, 1, 2]] and batch["positions"].tolist() == [[0, 1, 2, 3, 4, 0, 1, 2, 3]]
     assert batch["targets"].tolist() == [7, 8, 9, 3, 1, 2] and batch["predict"].tolist() == [1, 2, 3, 5, 1, 7] and batch["seq"].tolist() == [0, 0, 0, 1, 2, 2]
-    assert batch["cu_seqlens"].tolist() == [0, 5, 7, 11] and batch["first"].tolist() == [0, 1, 0] and batch["lengths"] == [3, 1, 2]
-    assert batch["full"].tolist() == [0, 1, 2, 3, 4, 5, 6, 0, 0, 0, 0, 1, 7, 8, 0]   # padded to 5 on the CPU; the third sequence begins with tokens 0, 1
-    assert batch["kept"].tolist() == [0, 1, 2, 3, 4, 5, 6, 12, 13]
-    assert batch["sample"].tolist() == [0, 0, 0, 0, 0, 1, 1, 2, 2] and batch["in_prompt"].tolist() == [True, True, False, False, False, True, False, False, False]
+    assert batch["cu_seqlens"].tolist() == [0, 5, 7, 11] and batch["max_seqlen"] == 5 and batch["lengths"] == [3, 1, 2]
+    assert batch["row_of_seq"].tolist() == [0, 1, 2, 3, 4, 5, 6, 0, 1, 7, 8]   # the third sequence begins with tokens 0, 1
+    assert batch["seq_of_row"].tolist() == [0, 1, 2, 3, 4, 5, 6, 9, 10] and batch["prompt_spans"] == [(0, 2), (5, 6), (0, 2)]
+    alone = lad.pack([sample([5, 6], [7, 8, 9]), sample([4], [])], torch.device("cpu"))   # nothing is shared: the row is the sequences
+    assert alone["row_of_seq"] is alone["seq_of_row"] is None and alone["predict"].tolist() == [1, 2, 3] and alone["ids"].tolist() == [[5, 6, 7, 8, 9, 4]]
 
 
 def test_a_shared_prompt_changes_nothing(random_model):
@@ -196,14 +201,14 @@ def test_rank_one_share():
     torch.manual_seed(0)
     weight = torch.nn.Parameter(torch.randn(20, 6))
     optimizer = torch.optim.AdamW([weight], 0.1)
-    assert lad.rank_one_share(weight, optimizer) == 0.0
+    assert rank_one_share(weight, optimizer) == 0.0
     for _ in range(3):
         weight.grad = torch.randn(20, 1) @ torch.randn(1, 6) + 0.3 * torch.randn(20, 6)
         optimizer.step()
     state = optimizer.state[weight]
     values = torch.linalg.svdvals(state["exp_avg"] / (state["exp_avg_sq"].sqrt() + 1e-8)).square()
     exact = (values[0] / values.sum()).item()
-    assert 0.95 * exact < lad.rank_one_share(weight, optimizer) <= exact * 1.0001   # these two leading values are near each other: slow, and from below
+    assert 0.95 * exact < rank_one_share(weight, optimizer) <= exact * 1.0001   # these two leading values are near each other: slow, and from below
 
 
 def test_micro_batches_are_balanced_and_lose_nothing():
@@ -259,8 +264,7 @@ def test_logits_that_the_head_cannot_do_are_refused(random_model, tmp_path, caps
 def test_packed_attention_on_the_gpu_equals_its_cpu_twin():
     (q, k, v), batch, _ = packed_inputs(64, torch.float32)
     gpu = lad.pack([sample([3, 4], [5, 6, 7]), sample([8], []), sample([3, 4], [1, 2, 3, 4, 5])], torch.device("cuda"))
-    keys = ("cu_seqlens", "max_seqlen", "full", "kept")
     for window in (None, 3):
-        want, _ = lad.packed_attention(None, q, k, v, scaling=0.2, sliding_window=window, **{key: batch[key] for key in keys})
-        got, _ = lad.packed_attention(None, *(x.cuda().bfloat16() for x in (q, k, v)), scaling=0.2, sliding_window=window, **{key: gpu[key] for key in keys})
+        want, _ = lad.packed_attention(None, q, k, v, scaling=0.2, sliding_window=window, **{key: batch[key] for key in LAYOUT})
+        got, _ = lad.packed_attention(None, *(x.cuda().bfloat16() for x in (q, k, v)), scaling=0.2, sliding_window=window, **{key: gpu[key] for key in LAYOUT})
         torch.testing.assert_close(got.float().cpu(), want, rtol=2e-2, atol=2e-2)

@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 
 import lad
+from harness import checkpoint, ranks
 
 
 def full(p):
@@ -81,7 +82,7 @@ def load(folder, out, cfg, device):
     for name, p in want.named_parameters():
         assert torch.equal(weights.pop(name), p), name
     assert not weights
-    lad.export(dataclasses.replace(cfg, out=out), model, AutoTokenizer.from_pretrained(folder), folder)
+    checkpoint.export(dataclasses.replace(cfg, out=out), lad.named_weights(model, torch.float32), model.config, AutoTokenizer.from_pretrained(folder), folder)
     again = AutoModelForCausalLM.from_pretrained(out + "/hf", dtype=torch.float32)
     assert all(torch.equal(a, b) for a, b in zip(want.parameters(), again.parameters(), strict=True))
 
@@ -90,7 +91,7 @@ def main(argv):
     what, folder, out = argv
     cfg = dataclasses.replace(lad.Config(), device="cpu", kind="countdown", max_prompt_tokens=40, max_tokens=24, vllm_memory=0.1, prompts=6, group=4,
                               objective="grpo", checkpointing=False, model=folder, temperature=0.8)
-    device = lad.set_up(cfg)
+    device = ranks.join(cfg)
     dict(gradient=gradient, parity=parity, load=load)[what](folder, out, cfg, device)
     if dist.is_initialized():   # vLLM takes the group down as it leaves
         dist.barrier()

@@ -1,7 +1,7 @@
 """What a run of lad.py needs, said before it is started: memory of each GPU, FLOPs and seconds of a step, size of a checkpoint.
 
     python lad.py --config fade-code-32b --plan --gpus 32           # any flags of lad.py; no GPU, no weights, no network needed
-    python plan.py --table                                          # the README's: 1.5B, 7B, 32B, 70B on 1, 8, 16, 64 GPUs
+    python tools/plan.py --table                                          # the README's: 1.5B, 7B, 32B, 70B on 1, 8, 16, 64 GPUs
 
 Flags beside lad.py's own: --gpus N (8), --gpu_memory GiB (this machine's GPU's, else 139: an H200), --length N (mean tokens
 of a response; half of max_tokens). Bytes follow from shapes and are counted; seconds are estimates from the ASSUMPTIONS below.
@@ -16,7 +16,9 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import torch
-from lad import OBJECTIVES, die, load_config, one_line
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from harness.settings import die, one_line
+from lad import OBJECTIVES, load_config
 
 GIB = 2**30
 ASSUMPTIONS = dict(   # of an H200 in nodes of 8. Measure your own and edit
@@ -45,7 +47,7 @@ def read_shape(model):
     if known and not Path(model).is_dir():
         return SimpleNamespace(**dict(zip(names, known)), window=8192 if known[8] == "cwm" else 0)
     if model == "tiny":   # without its warm-up
-        import tiny
+        from harness import tiny
         with torch.device("meta"):
             config = tiny.make_model(tiny.make_tokenizer()).config
     else:

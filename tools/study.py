@@ -1,9 +1,9 @@
 """
 The study behind the README's tables: every objective on `tiny`, the same budget, learning rates picked by the same sweep, several seeds.
 
-    python study.py run                  # everything that assets/study.csv lacks: hours on two cores, stop and start it as you like
-    python study.py run --only sweep,main --workers 2 --dry   # which runs are missing
-    python study.py table                # the README's tables, and assets/study.png, from assets/study.csv
+    python tools/study.py run                  # everything that assets/study.csv lacks: hours on two cores, stop and start it as you like
+    python tools/study.py run --only sweep,main --workers 2 --dry   # which runs are missing
+    python tools/study.py table                # the README's tables, and assets/study.png, from assets/study.csv
 
 A run is `python lad.py --config tiny --objective NAME --seed S --steps 30 ...` with one thread; here several at a time, each a fork of a process
 that has imported torch and vLLM already (half of a short run is imports). One line of the CSV is one evaluation of one run, with
@@ -15,9 +15,10 @@ import argparse, csv, json, math, os, shutil, statistics, subprocess, sys, tempf
 from pathlib import Path
 
 os.environ.update({"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive", "VLLM_LOGGING_LEVEL": "ERROR", "TORCH_CPP_LOG_LEVEL": "ERROR"} | os.environ)
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import lad
 
-HERE = Path(__file__).resolve().parent
+HERE = Path(__file__).resolve().parent.parent
 CSV = HERE / "assets" / "study.csv"
 FIELDS = ["part", "label", "lr", "seed", "step", "pass@1", "pass@32", "distinct", "entropy", "reward", "rank_one", "seconds", "commit"]
 STEPS, RATES, SWEEP_SEEDS, SEEDS = 30, (2.5e-5, 5e-5, 1e-4, 2e-4), (100,), (0, 1, 2, 3, 4)
@@ -102,7 +103,7 @@ def run_all(only, workers, dry):
     CSV.parent.mkdir(exist_ok=True)
     if not CSV.exists():
         CSV.write_text(",".join(FIELDS) + "\n")
-    import tiny
+    from harness import tiny
     tiny.make()
     import gc, transformers, vllm, vllm.v1.worker.cpu_worker   # noqa: imported once, for all the children
     gc.collect(), gc.freeze()

@@ -1,8 +1,8 @@
 """
 Pictures of runs, from their metrics.jsonl.
 
-    python plot.py runs/tiny-lad-s0                              # its plot.png, as lad.py draws it at the end of a run
-    python plot.py runs/tiny-grpo-s0 runs/tiny-lad-s0 --out a.png   # several runs on the same panels
+    python harness/plot.py runs/tiny-lad-s0                              # its plot.png, as lad.py draws it at the end of a run
+    python harness/plot.py runs/tiny-grpo-s0 runs/tiny-lad-s0 --out a.png   # several runs on the same panels
 """
 import argparse, json
 from pathlib import Path

@@ -1,13 +1,13 @@
 r"""
 bench.py: every speed and memory figure that the README quotes, and the command that prints it.
 
-    python bench.py head       # the fused log-prob against its bare matrix products, the materialised path and other libraries
-    python bench.py trainer    # an update on a frozen rollout file: tokens/s, MFU, peak memory, pad tokens; TRL's on the same file
-    python bench.py rollout    # lad.generate against vLLM's LLM.generate with the same parameters
-    python bench.py sync       # the weight push against a copy of the same bytes
-    python bench.py step       # where the seconds of a tiny run's steps go, and the operators of one of its minibatches
-    python bench.py verify     # answers and programs verified in a second
-    python bench.py all --out bench.json   # each in a process of its own; says of each that cannot run here why not
+    python tools/bench.py head       # the fused log-prob against its bare matrix products, the materialised path and other libraries
+    python tools/bench.py trainer    # an update on a frozen rollout file: tokens/s, MFU, peak memory, pad tokens; TRL's on the same file
+    python tools/bench.py rollout    # lad.generate against vLLM's LLM.generate with the same parameters
+    python tools/bench.py sync       # the weight push against a copy of the same bytes
+    python tools/bench.py step       # where the seconds of a tiny run's steps go, and the operators of one of its minibatches
+    python tools/bench.py verify     # answers and programs verified in a second
+    python tools/bench.py all --out bench.json   # each in a process of its own; says of each that cannot run here why not
 
 Ratios, not times: what is compared runs in turn (A, B, A, B, ..) in one process, after a warm-up; a time is the median of its repeats, a ratio
 the median of the ratios within each turn, so that a machine that slows down for a while slows both sides. On CUDA a time is between two events
@@ -26,7 +26,12 @@ if __name__ == "__main__":   # as in lad.py: read when torch, OpenMP and vLLM ar
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
-import lad, settings, verify
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+import lad, verify
+from harness import settings, tiny
+from harness.data import find_model
+from harness.ranks import join
+from harness.settings import one_line
 
 # Qwen2.5 as in the published config.json files: nothing is downloaded. small is for a CPU, mini for the tests.
 FIELDS = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "vocab_size", "tie_word_embeddings")
@@ -74,7 +79,7 @@ def about(argv, device):
     cpu = f"{names[0]}, {len(os.sched_getaffinity(0))} cores, OMP_NUM_THREADS={os.environ.get('OMP_NUM_THREADS')}, load {os.getloadavg()[0]:.1f}"
     return dict(date=time.strftime("%Y-%m-%d"), machine=torch.cuda.get_device_name() if device.type == "cuda" else cpu, torch=torch.__version__,
                 commit=(git("rev-parse", "--short", "HEAD") or "unknown") + " with changes" * bool(git("status", "--porcelain", "-uno")),
-                command=re.sub(r" --out[ =]\S+", "", " ".join(["python bench.py", *argv])))
+                command=re.sub(r" --out[ =]\S+", "", " ".join(["python tools/bench.py", *argv])))
 
 def cell(x):
     return str(x) if not isinstance(x, (int, float)) else f"{x:,}" if isinstance(x, int) else f"{x:,.0f}" if abs(x) >= 1000 else f"{x:.3g}"
@@ -120,7 +125,7 @@ def try_path(run, exact, device):
         with peak_memory(device) as memory:
             run()
     except Exception as error:
-        return lad.one_line(error)[:150]
+        return one_line(error)[:150]
     return counter.get_total_flops(), *(("", "") if logp is None else (memory["bytes"] / 2**20, (logp.double() - exact).abs().max().item()))
 
 def head_table(N, H, V, chunk, repeats, device):
@@ -142,7 +147,7 @@ def head_table(N, H, V, chunk, repeats, device):
             f"the gradients of hidden and weight ({(hidden.nbytes + weight.nbytes) / 2**20:.4g} MiB) included. Error: nats, against float64 of the same inputs.")
 
 def head(args, device):
-    lad.turn_on_compile(lad.Config(), device)
+    lad.turn_on_compile(lad.Config(), device, None)
     rows = map(int, (args.tokens or ("1024" if device.type == "cpu" else "4096,16384")).split(","))
     for name, N in itertools.product(shapes(args, device, "small", "0.5b,1.5b,7b"), rows):
         yield head_table(N, MODELS[name][0], MODELS[name][5], args.chunk or min(4096, -(-N // 4)), args.repeats or 10, device)
@@ -175,7 +180,7 @@ def random_model(name, folder, device):
 def start(argv, device):
     """A Config, in the process group (of one) that lad.py runs in."""
     cfg = lad.load_config([*argv, "--device", device.type])
-    return cfg if torch.distributed.is_initialized() else [cfg, lad.set_up(cfg), lad.turn_on_compile(cfg, device)][0]
+    return cfg if torch.distributed.is_initialized() else [cfg, join(cfg), lad.turn_on_compile(cfg, device, None)][0]
 
 def updates(cfg, folder, device):
     """(model, update): update(samples, **knobs) makes one optimizer step of lad.py on them."""
@@ -198,7 +203,7 @@ def update_flops(config, samples, computed):
 def trl_updates(folder, samples, cfg, device, repeats, our_turn):
     """The same update by TRL's GRPOTrainer: its loop, loss, fused head and optimizer, on what its rollouts would have been, padded as it pads.
     our_turn() is called before each of its steps. Returns (seconds of each step, peak_memory's, pad tokens)."""
-    import datasets, tiny, transformers, trl
+    import datasets, transformers, trl
     def pad(key, side):   # ids and mask, [samples, longest]
         ids, ones = [torch.tensor(s[key]) for s in samples], [torch.ones(len(s[key]), dtype=torch.long) for s in samples]
         return [torch.nn.utils.rnn.pad_sequence(x, batch_first=True, padding_side=side).to(device) for x in (ids, ones)]
@@ -244,7 +249,7 @@ def trainer_table(name, repeats, device, folder):
     try:
         times["TRL"], memory["TRL"], pads["TRL"] = trl_updates(folder, samples, cfg, device, repeats, our_turn)
     except ImportError as error:
-        missing = [["TRL", lad.one_line(error)[:150]]]
+        missing = [["TRL", one_line(error)[:150]]]
         [our_turn() for _ in range(repeats)]
     tokens, peak = sum(len(s["prompt"]) + len(s["tokens"]) for s in samples), 2 * len(square) ** 3 / min(times.pop("matmul"))
     computed["TRL"], best = tokens, PEAK if cuda else peak
@@ -268,12 +273,12 @@ def engine(name, device):
     """(cfg, vLLM, the trainer's model) of a shape; one for the process."""
     cfg = start(["--config", "tiny"], device)
     with tempfile.TemporaryDirectory() as folder:
-        folder = str(lad.prepare(cfg)) if name == "tiny" else random_model(name, folder, device)
+        folder = str(find_model(cfg)) if name == "tiny" else random_model(name, folder, device)
         return cfg, lad.start_vllm(cfg, folder, device, skip_tokenizer_init=name != "tiny"), lad.build_model(folder, cfg, device)
 
 def rollout(args, device):
     cfg, llm, model = engine("tiny", device)
-    import tiny, transformers, vllm
+    import transformers, vllm
     prompts = [tiny.make_tokenizer().encode(json.loads(line)["prompt"]) for line in open(tiny.make()["train"])][: cfg.prompts]
     tokens = lambda groups: sum(len(tokens) for group in groups for tokens in group)
     def plain(**options):
@@ -305,12 +310,12 @@ def sync(args, device):
 def step(args, device):
     yield profile_minibatch(device)
     with tempfile.TemporaryDirectory() as folder:
-        stamped = "import sys, time, lad; say = lad.print0; lad.print0 = lambda *a: say(time.time(), *a); lad.main(sys.argv[1:])"   # each line after its time
+        stamped = "import sys, time, lad; from harness import tracking; say = tracking.print0; tracking.print0 = lambda *a: say(time.time(), *a); lad.main(sys.argv[1:])"   # each line after its time
         command = [sys.executable, "-c", stamped, *f"--config tiny --device {device.type} --steps {args.steps} --out {folder}/run --eval_data= --checkpoint_every 0".split()]
         env = {key: value for key, value in os.environ.items() if key not in ("RANK", "LOCAL_RANK", "WORLD_SIZE")}   # lad.set_up's, of this process
         run = subprocess.run(command, cwd=lad.HERE, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         if run.returncode:
-            raise RuntimeError(f"lad.py says: {lad.one_line(run.stdout.splitlines()[-1])}")
+            raise RuntimeError(f"lad.py says: {one_line(run.stdout.splitlines()[-1])}")
         steps = [x for x in map(json.loads, open(f"{folder}/run/metrics.jsonl")) if "seconds" in x][2:]   # the first two warm up
     stamps = [float(line.split()[0]) for line in run.stdout.splitlines() if line.split()[1:2] == ["step"]][1:]
     split = {part: [x[f"seconds_{part}"] for x in steps] for part in ("rollout", "reward", "train", "sync")}
@@ -336,7 +341,7 @@ def profile_minibatch(device, top=10):
     """The operators of one optimizer step of the tiny preset (forward, backward, AdamW), by their own time."""
     cfg = start(["--config", "tiny"], device)
     samples, _ = write_rollouts(os.devnull, 24, cfg.prompts // cfg.minibatches, cfg.group, 7, cfg.max_tokens)   # of the preset's size, vocabulary and about its lengths
-    update = partial(updates(cfg, lad.prepare(cfg), device)[1], samples)
+    update = partial(updates(cfg, find_model(cfg), device)[1], samples)
     alone, kinds = median(race({"": update}, 5, device)[""]), torch.profiler.ProfilerActivity
     with torch.profiler.profile(activities=[kinds.CPU] + [kinds.CUDA] * (device.type == "cuda")) as profile:
         update()
@@ -364,7 +369,7 @@ TABLES = dict(head=head, trainer=trainer, rollout=rollout, sync=sync, step=step,
 
 def shapes(args, device, cpu, cuda):
     names = (args.shape or (cpu if device.type == "cpu" else cuda)).split(",")
-    return [name if name in MODELS else lad.die(f"bench.py --shape {name!r}{settings.did_you_mean(name, MODELS)}") for name in names]
+    return [name if name in MODELS else settings.die(f"bench.py --shape {name!r}{settings.did_you_mean(name, MODELS)}") for name in names]
 
 def main(argv):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -384,7 +389,7 @@ def main(argv):
         with tempfile.NamedTemporaryFile(suffix=".json") as out:
             ran = subprocess.run([sys.executable, __file__, *[name if word == "all" else word for word in argv], "--out", out.name], stderr=subprocess.PIPE, text=True)
             found += json.loads(Path(out.name).read_text() or "[]")
-            became.append([name, lad.one_line(ran.stderr.strip().splitlines()[-1]) if ran.returncode else "yes"])
+            became.append([name, one_line(ran.stderr.strip().splitlines()[-1]) if ran.returncode else "yes"])
     show(where, "all", ["table", "ran, or why not"], became, "") if became else None
     for name in args.tables if "all" not in args.tables else ():
         try:
@@ -392,7 +397,7 @@ def main(argv):
                 show(where, title, columns, rows, note)
                 found.append(dict(table=name, **where, title=title, columns=columns, rows=rows, note=note))
         except (ImportError, RuntimeError) as error:   # a package that is not installed, memory, ..
-            failed = f"{name}: {lad.one_line(error)}"
+            failed = f"{name}: {one_line(error)}"
     Path(args.out).write_text(json.dumps(found, indent=1)) if args.out else None
     parser.error(failed) if failed else None
 

@@ -1,0 +1,205 @@
+"""
+The objectives that LAD and FADE are compared with, each with its paper; read when needed.
+
+Nothing of lad.py is imported here: add_rows is given its parts, so that a copy of it (mine.py) is
+compared with its own clip. An advantage takes rewards r [B,G], a loss what lad.py's losses take:
+(log_ratio, A, cfg, t) -> (loss of each token, whether it is clipped).
+"""
+
+import math
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+
+from harness.settings import knob
+
+
+# fmt: off
+@dataclass
+class Knobs:
+    """The settings of these objectives, part of lad.py's Config."""
+
+    success_weight: float = knob(0.1, "w_reinforce: weight of a success; a failure weighs -1", 0)
+    pass_k: int = knob(4, "passk: the k of pass@k; 1 would be reinforce", 2)
+    ent_coef: float = knob(0.4, "entadv: weight of a token's entropy in its advantage", 0)
+    ent_kappa: float = knob(2.0, "entadv: abs(A) over this is all that entropy may add", 1e-3)
+    cov_share: float = knob(2e-4, "clip_cov, kl_cov: share of a micro-batch's tokens", 0, 1)
+    cov_low: float = knob(1.0, "clip_cov: the tokens clipped have a covariance above this")
+    cov_high: float = knob(5.0, "clip_cov: and below this")
+    cov_kl: float = knob(1.0, "kl_cov: weight of abs(log pi_theta - log pi_old)", 0)
+    flow_beta: float = knob(15.0, "flowrl: beta, the inverse temperature of the target", 0)
+# fmt: on
+
+
+# ==== 1. Advantages =============================================================================
+
+
+def reinforce(r, cfg, state):
+    return r
+
+
+def w_reinforce(r, cfg, state):
+    """success_weight for a success, -1 for a failure. arXiv 2506.01347."""
+    return (1 + cfg.success_weight) * (r > 0.5).to(r) - 1
+
+
+def rloo(r, cfg, state):
+    """r less the mean of the others. arXiv 2402.14740."""
+    n = r.shape[-1]
+    return (r - r.mean(-1, keepdim=True)) * n / (n - 1)
+
+
+def dr_grpo(r, cfg, state):
+    """r - rbar; with a constant denominator, see add_rows. arXiv 2503.20783."""
+    return r - r.mean(-1, keepdim=True)
+
+
+def maxrl(r, cfg, state):
+    """(r - rbar)/rbar of 0/1 rewards, 0 where rbar = 0: the gradient of log p. arXiv 2602.02710."""
+    right = (r > 0.5).to(r)
+    rbar = right.mean(-1, keepdim=True)
+    return (right - rbar) / (rbar + 1e-6)
+
+
+def passk(r, cfg, state):
+    """k C(n-c, k-1)/C(n-1, k-1) for each of c right among n, 0 for a wrong one: the unbiased gradient
+    of pass@k with the leave-one-out baseline of arXiv 2505.15201, times n since ours is a mean over
+    samples."""
+    n = r.shape[-1]
+    k = cfg.pass_k
+    right = r > 0.5
+    wrong = n - right.sum(-1, keepdim=True).to(r)   # [B,1]
+    chance = 1.0   # that k - 1 of the others hold no right one
+    for i in range(k - 1):
+        chance = chance * ((wrong - i) / (n - 1 - i)).clamp_min(0)
+    return right * k * chance
+
+
+# ==== 2. Losses =================================================================================
+
+
+def entadv(ppo_clip, log_ratio, adv, cfg, t):
+    """PPO on A + min(a H_t, abs(A)/kappa), H_t the entropy of the policy being trained at that
+    token. arXiv 2506.14758."""
+    bonus = torch.minimum(cfg.ent_coef * t["entropy"], adv.abs() / cfg.ent_kappa)
+    return ppo_clip(log_ratio, adv + bonus, cfg, t)
+
+
+def covariance(adv, t):
+    """(log pi - its mean) (A - its mean) of each token, means over the micro-batch's tokens.
+    arXiv 2505.22617."""
+    mask = t["mask"]
+    tokens = mask.sum().clamp_min(1)
+    logp = t["logp"].detach()
+    logp = logp - (logp * mask).sum() / tokens
+    adv = adv - (adv * mask).sum() / tokens
+    return logp * adv
+
+
+def highest(x, share):
+    """True at the `share` of a tensor's elements that are highest, at least at one."""
+    n = max(int(share * x.numel()), 1)
+    places = x.flatten().topk(min(n, x.numel())).indices
+    chosen = torch.zeros_like(x, dtype=torch.bool).flatten()
+    return chosen.index_fill(0, places, True).view_as(x)
+
+
+def clip_cov(ppo_clip, log_ratio, adv, cfg, t):
+    """PPO without the loss of a random few of the tokens whose covariance lies in [cov_low,
+    cov_high]. Clip-Cov, arXiv 2505.22617."""
+    loss, clipped = ppo_clip(log_ratio, adv, cfg, t)
+    cov = covariance(adv, t)
+    candidates = (cov > cfg.cov_low) & (cov < cfg.cov_high) & ~clipped & (t["mask"] > 0)
+    lots = torch.rand_like(cov).masked_fill(~candidates, -1)
+    chosen = highest(lots, cfg.cov_share) & candidates
+    return loss * ~chosen, clipped | chosen
+
+
+def kl_cov(log_ratio, adv, cfg, t):
+    """-rho A, unclipped, and cov_kl abs(log pi - log pi_old) on the tokens of the highest covariance.
+    KL-Cov, arXiv 2505.22617."""
+    cov = covariance(adv, t).masked_fill(t["mask"] == 0, -math.inf)
+    chosen = highest(cov, cfg.cov_share)
+    penalty = cfg.cov_kl * chosen * (t["logp"] - t["old"]).abs()
+    return -log_ratio.exp() * adv + penalty, torch.zeros_like(chosen)
+
+
+def flowrl(sum_in_sequence, log_ratio, adv, cfg, t):
+    """w (log Z(x) + (log pi - log pi_ref)/T - beta A)^2 of whole sequences of T tokens,
+    w = min(rho, 10) without gradient (the authors' code). FlowRL, arXiv 2509.15207."""
+
+    def total(x):
+        return sum_in_sequence(x * t["mask"], t["seq"])
+
+    log_rho = total(t["logp"] - t["old"]).detach()
+    w = log_rho.clamp(-20, math.log(10)).exp()
+    length = total(torch.ones_like(adv)).clamp_min(1)
+    gap = t["log_z"] + total(t["logp"] - t["ref"]) / length - cfg.flow_beta * adv
+    return w * gap**2, torch.zeros_like(adv, dtype=torch.bool)
+
+
+# ==== 3. FlowRL's head ==========================================================================
+
+
+def log_z_head(width):
+    """Three layers from a prompt's mean hidden state [.., H] to log Z [.., 1]."""
+    from torch.nn import GELU, LayerNorm, Linear, Sequential
+
+    return Sequential(
+        Linear(width, width), GELU(), LayerNorm(width),
+        Linear(width, width), GELU(), LayerNorm(width),
+        Linear(width, 1))
+
+
+def initialise_log_z(head, width, seed, device):
+    """Weights that are alike on every rank, moved to its shards. It is small: made whole first."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        initial = log_z_head(width).state_dict()
+    for name, p in head.named_parameters():
+        value = initial[name]
+        if hasattr(p, "full_tensor"):
+            from torch.distributed.tensor import distribute_tensor
+
+            value = distribute_tensor(value.to(device), p.device_mesh, p.placements)
+        p.data.copy_(value)
+
+
+def log_z_of_prompts(head, hidden, prompt_spans):
+    """log Z [S] of each sample's prompt: the head on the mean of hidden [N,H] over the prompt's span
+    (start, end) in the row. In fp32: bf16 cannot count beyond 256."""
+    means = {}   # samples of one prompt share its span
+    for start, end in prompt_spans:
+        if (start, end) not in means:
+            means[start, end] = hidden[start:end].float().mean(0)
+    pooled = torch.stack([means[span] for span in prompt_spans])   # [S,H]
+    return head(pooled.to(hidden.dtype))[:, 0].float()
+
+
+# ==== 4. The rows ===============================================================================
+
+
+def add_rows(objectives, Objective, grpo, ppo_clip, sum_in_sequence):
+    """Add a row for each of these to `objectives`, {name: Objective}.
+
+    An objective may bring defaults of Config that make it that method; presets and flags go first.
+    """
+
+    def row(name, advantage=grpo, loss=ppo_clip, **more):
+        objectives[name] = Objective(advantage, loss, **more)
+
+    row("reinforce", reinforce)
+    row("w_reinforce", w_reinforce)
+    row("rloo", rloo)
+    row("dr_grpo", dr_grpo, defaults=dict(aggregation="constant"))
+    row("maxrl", maxrl)
+    row("passk", passk)
+    row("entadv", loss=partial(entadv, ppo_clip))
+    # local = False: the covariance is over a micro-batch's tokens
+    row("clip_cov", loss=partial(clip_cov, ppo_clip), local=False,
+        defaults=dict(clip_low=1.0, clip_high=1.0))
+    row("kl_cov", loss=kl_cov, local=False,
+        defaults=dict(cov_share=2e-3, minibatches=8))   # in a single update it would be grpo
+    row("flowrl", loss=partial(flowrl, sum_in_sequence), needs=("ref", "log_z"), local=False,
+        defaults=dict(aggregation="sequence"))

@@ -1,0 +1,184 @@
+"""
+Weights on disk: checkpoints that a run goes on from, the export that others load, the model's start.
+
+No pickle is read or written: weights and Adam's moments are safetensors files, sharded, which any
+number of ranks can read, each its own slices; the rest of a run's state is JSON.
+"""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from harness.ranks import all_reduce, patiently, print0, rank
+from harness.settings import die, one_line
+
+# What must not change between a checkpoint and the run that goes on from it
+SAME = ("model", "objective", "data", "seed", "ref_every")
+
+
+def tensors_of(model, optimizer, moving):
+    """{name: weight}, {moment.name: Adam's}, {anchor.name: a moving reference's}: the very tensors,
+    saved from and loaded into."""
+    tensors = dict(model.named_parameters())
+    found = dict(tensors)
+    if moving is not None:
+        for name, p in moving.named_parameters():
+            found[f"anchor.{name}"] = p
+    for name, p in tensors.items():
+        if optimizer.state.get(p):
+            for moment in ("exp_avg", "exp_avg_sq"):
+                found[f"{moment}.{name}"] = optimizer.state[p][moment]
+    return found
+
+
+@patiently
+def save(cfg, model, optimizer, moving, progress):
+    """Write checkpoints/step_N. False, with a warning, if that failed: the run goes on.
+
+    It is written under a temporary name and renamed, so that a folder of the final name is whole.
+    """
+    import torch.distributed.checkpoint as dcp
+    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
+
+    final = Path(cfg.out) / "checkpoints" / f"step_{progress['step']}"
+    temporary = final.with_name("tmp")
+    if rank() == 0:
+        shutil.rmtree(temporary, ignore_errors=True)
+    dist.barrier()
+
+    tensors = tensors_of(model, optimizer, moving)
+    error = None
+    try:
+        writer = HuggingFaceStorageWriter(str(temporary), save_distributed=True)
+        dcp.save(tensors, storage_writer=writer)
+        if rank() == 0:
+            state = dict(progress, updates=updates_of(optimizer))
+            for key in SAME:
+                state[key] = getattr(cfg, key)
+            (temporary / "state.json").write_text(json.dumps(state))
+    except (Exception, dcp.api.CheckpointException) as failure:   # a full disk, most likely
+        error = first_failure(failure)
+    if all_reduce([error is not None], "max")[0]:
+        shutil.rmtree(temporary, ignore_errors=True)
+        size = sum(p.numel() * p.element_size() for p in tensors.values())
+        free = shutil.disk_usage(cfg.out).free
+        kept = [path.name for path in listed(cfg)] or "none"
+        print0(f"warning   checkpoint of step {progress['step']} not written: {size / 1e6:,.1f} MB "
+               f"needed, {free / 1e6:,.1f} MB free; {kept} kept, the run continues: make room "
+               f"before the next one ({one_line(error)[-150:]})")
+        return False
+
+    if rank() == 0:
+        shutil.rmtree(final, ignore_errors=True)
+        temporary.rename(final)
+        for old in listed(cfg)[: -cfg.checkpoint_keep]:
+            shutil.rmtree(old)
+    dist.barrier()
+    return True
+
+
+def updates_of(optimizer):
+    """How many steps Adam has taken."""
+    for state in optimizer.state.values():
+        return int(state["step"])
+    return 0
+
+
+def first_failure(error):
+    """dcp's error holds a traceback of each rank: the error of the first of them."""
+    failures = getattr(error, "failures", None)
+    if failures:
+        return next(iter(failures.values()))[0]
+    return error
+
+
+def listed(cfg):
+    """The whole checkpoints of the run, oldest first."""
+    found = (Path(cfg.out) / "checkpoints").glob("step_*")
+    return sorted(found, key=lambda path: int(path.name[5:]))
+
+
+def find(cfg):
+    """(path, state) of the newest checkpoint of a run that is to be resumed, else None. One of other
+    settings is refused, and so is one that not all ranks see."""
+    path = None
+    saved = {}
+    if cfg.resume and listed(cfg):
+        path = listed(cfg)[-1]
+        saved = json.loads((path / "state.json").read_text())
+        for key in SAME:
+            if saved.get(key, 0) != getattr(cfg, key):
+                die(f"{path} was trained with {key} = {saved.get(key, 0)!r}, this run has "
+                    f"{getattr(cfg, key)!r}: give another --out")
+    step = saved.get("step", 0)
+    if all_reduce([step], "max") != [step]:
+        die(f"rank {rank()} does not see the newest checkpoint of {cfg.out}: it must be on a disk "
+            "that all nodes share")
+    return (path, saved) if path else None
+
+
+def load(found, model, optimizer, moving):
+    """Fill model, optimizer and a moving reference in place, for any number of ranks; the run's
+    progress {step, position, state, skipped}."""
+    import torch.distributed.checkpoint as dcp
+    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
+
+    path, saved = found
+    if saved["updates"]:
+        for p in model.parameters():
+            step = torch.tensor(float(saved["updates"]), device=p.device)
+            optimizer.state[p] = dict(step=step, exp_avg=torch.zeros_like(p),
+                                      exp_avg_sq=torch.zeros_like(p))
+    dcp.load(tensors_of(model, optimizer, moving),
+             storage_reader=HuggingFaceStorageReader(str(path)))
+    keys = ("step", "position", "state", "skipped")   # the last is not in the oldest checkpoints
+    return {key: saved[key] for key in keys if key in saved}
+
+
+def load_model(model, folder):
+    """Read the weights of a Hugging Face folder into a model in place, each rank its own slices. Tied
+    weights appear once, as in the files; the head of log Z is in none."""
+    import torch.distributed.checkpoint as dcp
+    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
+
+    weights = {name: p for name, p in model.named_parameters() if not name.startswith("log_z.")}
+    try:
+        dcp.load(weights, storage_reader=HuggingFaceStorageReader(str(folder)))
+    except (Exception, dcp.api.CheckpointException) as error:
+        die(f"{folder}: its weights do not fit its config: {one_line(error)[-400:]}")
+
+
+@patiently
+def export(cfg, weights, config, tokenizer, folder):
+    """Write out/hf, a save_pretrained folder that transformers, vLLM and eval.py load. weights: the
+    whole tensors with their names, one at a time; folder: that of the starting model."""
+    whole = {}
+    for name, weight in weights:   # gathered on all ranks, kept on the first
+        if rank() == 0:
+            whole[name] = weight.cpu()
+    if rank() == 0:
+        try:
+            save_pretrained(whole, config, tokenizer, folder, Path(cfg.out) / "hf")
+        except Exception as error:
+            size = sum(w.numel() * w.element_size() for w in whole.values())
+            free = shutil.disk_usage(cfg.out).free
+            die(f"{cfg.out}/hf not written: {one_line(error)}; {size / 1e6:,.1f} MB needed, "
+                f"{free / 1e6:,.1f} MB free; the checkpoints are whole: make room, then --resume "
+                f"{cfg.out}")
+    dist.barrier()
+
+
+def save_pretrained(weights, config, tokenizer, folder, out):
+    from transformers import AutoModelForCausalLM, GenerationConfig
+
+    dtype = next(iter(weights.values())).dtype
+    with torch.device("meta"):
+        shell = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    if os.path.exists(os.path.join(folder, "generation_config.json")):
+        shell.generation_config = GenerationConfig.from_pretrained(folder)
+    shell.save_pretrained(out, state_dict=weights)
+    tokenizer.save_pretrained(out)

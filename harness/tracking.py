@@ -1,0 +1,287 @@
+"""
+What a run leaves behind for people: its folder, its logs, its progress lines, and how it ends.
+
+A run's folder holds config.toml (resolved), source/ (the files as run), metrics.jsonl (an object for
+each step and each evaluation), samples.jsonl (prompts, responses, rewards), plot.png, checkpoints/
+and hf/. Lines are appended and flushed at each step; a disk too full for a line ends the run.
+"""
+
+import contextlib
+import dataclasses
+import json
+import math
+import os
+import resource
+import shutil
+import signal
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+
+from harness import checkpoint
+from harness.ranks import all_reduce, hold, print0, rank, world
+from harness.settings import die, one_line, replace, to_toml
+
+LOGS = ("metrics.jsonl", "samples.jsonl")
+
+# ==== 1. The folder =============================================================================
+
+
+def begin(cfg, script):
+    """Make the folder ready: an older run of the same name is moved aside, never overwritten."""
+    if rank() != 0:
+        return
+    out = Path(cfg.out)
+    if (out / "metrics.jsonl").exists() and not cfg.resume:
+        aside = move_aside(out.resolve())
+        print(f"run       {out} was there: moved to {aside} (--resume goes on instead)")
+    (out / "source").mkdir(parents=True, exist_ok=True)
+    replace(out / "config.toml", to_toml(dataclasses.asdict(cfg)))
+    copy_source(Path(script).resolve(), out / "source")
+
+
+def move_aside(out):
+    """Rename the folder, and hold the new one of its name."""
+    aside = out.with_name(f"{out.name}.{time.strftime('%Y%m%d-%H%M%S')}")
+    try:
+        out.rename(aside)   # its lock goes along
+        (aside / "lock").unlink()
+        hold(out)
+    except OSError as error:
+        die(f"{out} holds a run that cannot be moved aside: {one_line(error)}; --resume it, or give "
+            "another --out")
+    return aside
+
+
+def copy_source(script, folder):
+    """The files that the run is made of: the script, what it imports from beside it, the presets."""
+    here = script.parent
+    files = {script, here / "configs.toml"}
+    for module in list(sys.modules.values()):
+        path = Path(getattr(module, "__file__", None) or "/")
+        if here in path.parents and ".venv" not in path.parts:
+            files.add(path)
+    for path in files:
+        target = folder / path.relative_to(here)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, target)
+
+
+def rewind(cfg, step):
+    """Forget the log lines after the checkpoint of `step`, a torn last one included; all of them if
+    there is no checkpoint."""
+    if rank() != 0:
+        return
+    for name in LOGS:
+        path = Path(cfg.out) / name
+        if not path.exists():
+            continue
+        kept = [json.dumps(x) + "\n" for x in read_log(path) if step and x["step"] <= step]
+        replace(path, "".join(kept))
+
+
+def read_log(path):
+    """The objects of a .jsonl file; lines that are blank, or torn by a kill, are left out."""
+    found = []
+    with open(path, encoding="utf-8", errors="replace") as file:
+        for line in file:
+            with contextlib.suppress(ValueError):
+                found.append(json.loads(line))
+    return [x for x in found if isinstance(x, dict) and "step" in x]
+
+
+def append(cfg, name, **fields):
+    """One line of metrics.jsonl or samples.jsonl, flushed; rank 0 only."""
+    if rank() != 0:
+        return
+    line = json.dumps(fields) + "\n"
+    try:
+        with open(Path(cfg.out) / name, "a") as file:
+            file.write(line)
+    except OSError as error:
+        steps = [int(path.name[5:]) for path in checkpoint.listed(cfg)]
+        die(f"{error}: {len(line):,} bytes of {name} needed, {shutil.disk_usage(cfg.out).free:,} "
+            f"free; the run stops, whole up to step {max(steps, default=0)}: make room, then "
+            f"--resume {cfg.out}")
+
+
+# ==== 2. Time and signals =======================================================================
+
+
+def stopwatch():
+    """(lap, clock): lap(name) adds the seconds since the lap before to clock["seconds_" + name]."""
+    clock = {"began": time.time()}
+    for name in ("rollout", "reward", "train", "sync"):
+        clock[f"seconds_{name}"] = 0.0
+    last = [clock["began"]]
+
+    def lap(name):
+        now = time.time()
+        clock[f"seconds_{name}"] += now - last[0]
+        last[0] = now
+
+    return lap, clock
+
+
+def listen_for_signals():
+    """SIGTERM and Ctrl-C: finish the step, save, leave. Again: leave at once (a batch system's
+    SIGTERM comes twice, from it and from torchrun, hence the 3 s).
+
+    Returns a function, for all ranks to call: the number of the first signal that came to any of
+    them, 0 if none did.
+    """
+    came = []   # (number, when)
+
+    def on_signal(number, frame):
+        soon = 0.2 if number == signal.SIGINT else 3
+        if came and time.time() - came[0][1] > soon:
+            os._exit(128 + number)
+        came.append((number, time.time()))
+        if len(came) == 1:
+            print0("run       finishing this step, then saving; once more leaves at once")
+
+    def stopped():
+        return int(all_reduce([came[0][0] if came else 0], "max")[0])
+
+    signal.signal(signal.SIGTERM, on_signal)
+    signal.signal(signal.SIGINT, on_signal)
+    return stopped
+
+
+def leave_at_signal(cfg, number, step, kept):
+    """Exit with 128 + the signal's number, and say how to go on. kept: the last step saved."""
+    saved = f", saved up to step {kept}" if kept < step else ""
+    print0(f"run       stopped by a signal after step {step}{saved}; go on with: "
+           f"python {sys.argv[0]} --resume {cfg.out}")
+    raise SystemExit(128 + number)
+
+
+# ==== 3. Logs ===================================================================================
+
+
+def announce(cfg, model, device, step):
+    parameters = sum(p.numel() for p in model.parameters())
+    print0(f"run       {cfg.out}: {cfg.objective}, {parameters:,} parameters, {world()} x "
+           f"{device.type}, {step} of {cfg.steps} steps done")
+
+
+def log_step(cfg, step, lr, batch, mass, fade, updates, skipped, rank_one, clock, device):
+    """A line of metrics.jsonl and a line on the screen. updates: the stats of each optimizer step."""
+    bad = [u for u in updates if not math.isfinite(u["grad_norm"])]
+    if bad:
+        print0(f"warning   step {step}: {len(bad)} of {len(updates)} optimizer steps skipped, their "
+               f"gradient was not finite ({skipped} so far)")
+    seconds = time.time() - clock.pop("began")
+    metrics = dict(
+        step=step,
+        objective=cfg.objective,
+        lr=lr,
+        reward=batch["reward"],
+        solve_rate=batch["solve_rate"],
+        truncated=batch["truncated"],
+        response_tokens=batch["response_tokens"],
+        failed=batch["failed"],
+        zero_variance=batch["zero_variance"],
+        **mass,
+        **fade,
+        tokens=batch["tokens"],
+        **summary(updates),
+        skipped=skipped,
+        rank_one=rank_one,
+        seconds=seconds,
+        **clock,
+        tokens_per_second=batch["tokens"] / seconds,
+        memory_gb=memory_gb(device),
+    )
+    append(cfg, "metrics.jsonl", **metrics)
+    print0("step {step:5d}/{steps}  reward {reward:6.3f}  entropy {entropy:5.3f}  "
+           "|g| {grad_norm:7.3f}  length {response_tokens:6.1f}  vllm-kl {rollout_kl:.1e}  "
+           "{seconds:6.2f} s (gen {seconds_rollout:.2f}, train {seconds_train:.2f})  "
+           "{tokens_per_second:7,.0f} tok/s  eta {left:.1f} min".format(
+               **metrics, steps=cfg.steps, left=(cfg.steps - step) * seconds / 60))
+
+
+def summary(updates):
+    """Means over the optimizer steps of a batch, and the largest ratio; 0 if there was none. Left out
+    are steps without a token (all of their groups were dropped) and those that were skipped since
+    their gradient was not finite: their NaN would be the log's."""
+    counted = [u for u in updates if u["tokens"] and math.isfinite(u["grad_norm"])]
+    found = {}
+    for key in ("loss", "entropy", "clipped", "tis_mean", "rollout_kl", "kl", "grad_norm"):
+        found[key] = sum(u[key] for u in counted) / max(len(counted), 1)
+    found["ratio_max"] = max((u["ratio_max"] for u in counted), default=0.0)
+    return found
+
+
+def memory_gb(device):
+    """The most that this process has held: of the GPU's memory, or on a CPU of the machine's."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated() / 1e9
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+
+
+def shown(drawn):
+    """Two samples for people: the first of each of the first two groups."""
+    return [group[0] for group in drawn[:2]]
+
+
+def log_samples(cfg, step, drawn):
+    for s in shown(drawn):
+        append(cfg, "samples.jsonl", step=step, prompt=s["row"]["prompt"], response=s["text"],
+               truth=s["row"]["truth"], reward=s["reward"])
+
+
+def log_evaluation(cfg, step, scores, drawn=()):
+    append(cfg, "metrics.jsonl", step=step, objective=cfg.objective, **scores)
+    parts = [f"{key.removeprefix('eval/')} {value:.3f}" for key, value in scores.items()]
+    print0(f"eval {step:5d}/{cfg.steps}  " + "  ".join(parts))
+    for s in shown(drawn):
+        prompt = s["row"]["prompt"][-60:]
+        print0(f"  trained on  {prompt!r} -> {s['text'][:80]!r}  reward {s['reward']:g}")
+
+
+def most_common(reasons):
+    """"3 x this, 1 x that": the three most frequent."""
+    return ", ".join(f"{n} x {reason}" for reason, n in Counter(reasons).most_common(3))
+
+
+def report(cfg):
+    """At the end of a run: its picture, and a table of the first and the last evaluation."""
+    if rank() == 0:
+        from harness import plot
+
+        plot.report(Path(cfg.out))
+
+
+# ==== 4. A sign of collapse =====================================================================
+
+
+@torch.no_grad()
+def rank_one_share(weight, optimizer):
+    """Share of the squared norm of Adam's last update of the head that its leading singular
+    direction holds: FADE's second sign of collapse, arXiv 2607.01490. weight [V,H].
+
+    Eight power iterations: a lower bound. Where weights are tied the embedding's update is in it.
+    """
+    moments = optimizer.state.get(weight)
+    if not moments:
+        return 0.0
+    mean = moments["exp_avg"]
+    square = moments["exp_avg_sq"]
+    if hasattr(mean, "to_local"):
+        mean = mean.to_local()
+        square = square.to_local()
+    update = mean / (square.sqrt() + 1e-8)   # [V/ranks, H]
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(weight.shape[1], generator=generator).to(update)
+    for _ in range(8):
+        product = all_reduce((update.t() @ (update @ x)).tolist())
+        x = F.normalize(x.new_tensor(product), dim=0)
+    along = (update @ x).square().sum().item()
+    whole = update.square().sum().item()
+    along, whole = all_reduce([along, whole])
+    return along / max(whole, 1e-30)
