@@ -69,8 +69,8 @@ def passk(r, cfg, state):
     n = r.shape[-1]
     k = cfg.pass_k
     right = r > 0.5
-    wrong = n - right.sum(-1, keepdim=True).to(r)   # [B,1]
-    chance = 1.0   # that k - 1 of the others hold no right one
+    wrong = n - right.sum(-1, keepdim=True).to(r)  # [B,1]
+    chance = 1.0  # that k - 1 of the others hold no right one
     for i in range(k - 1):
         chance = chance * ((wrong - i) / (n - 1 - i)).clamp_min(0)
     return right * k * chance
@@ -147,9 +147,14 @@ def log_z_head(width):
     from torch.nn import GELU, LayerNorm, Linear, Sequential
 
     return Sequential(
-        Linear(width, width), GELU(), LayerNorm(width),
-        Linear(width, width), GELU(), LayerNorm(width),
-        Linear(width, 1))
+        Linear(width, width),
+        GELU(),
+        LayerNorm(width),
+        Linear(width, width),
+        GELU(),
+        LayerNorm(width),
+        Linear(width, 1),
+    )
 
 
 def initialise_log_z(head, width, seed, device):
@@ -169,11 +174,11 @@ def initialise_log_z(head, width, seed, device):
 def log_z_of_prompts(head, hidden, prompt_spans):
     """log Z [S] of each sample's prompt: the head on the mean of hidden [N,H] over the prompt's span
     (start, end) in the row. In fp32: bf16 cannot count beyond 256."""
-    means = {}   # samples of one prompt share its span
+    means = {}  # samples of one prompt share its span
     for start, end in prompt_spans:
         if (start, end) not in means:
             means[start, end] = hidden[start:end].float().mean(0)
-    pooled = torch.stack([means[span] for span in prompt_spans])   # [S,H]
+    pooled = torch.stack([means[span] for span in prompt_spans])  # [S,H]
     return head(pooled.to(hidden.dtype))[:, 0].float()
 
 
@@ -197,9 +202,19 @@ def add_rows(objectives, Objective, grpo, ppo_clip, sum_in_sequence):
     row("passk", passk)
     row("entadv", loss=partial(entadv, ppo_clip))
     # local = False: the covariance is over a micro-batch's tokens
-    row("clip_cov", loss=partial(clip_cov, ppo_clip), local=False,
-        defaults=dict(clip_low=1.0, clip_high=1.0))
-    row("kl_cov", loss=kl_cov, local=False,
-        defaults=dict(cov_share=2e-3, minibatches=8))   # in a single update it would be grpo
-    row("flowrl", loss=partial(flowrl, sum_in_sequence), needs=("ref", "log_z"), local=False,
-        defaults=dict(aggregation="sequence"))
+    row(
+        "clip_cov",
+        loss=partial(clip_cov, ppo_clip),
+        local=False,
+        defaults=dict(clip_low=1.0, clip_high=1.0),
+    )
+    row(
+        "kl_cov", loss=kl_cov, local=False, defaults=dict(cov_share=2e-3, minibatches=8)
+    )  # in a single update it would be grpo
+    row(
+        "flowrl",
+        loss=partial(flowrl, sum_in_sequence),
+        needs=("ref", "log_z"),
+        local=False,
+        defaults=dict(aggregation="sequence"),
+    )

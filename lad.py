@@ -40,6 +40,7 @@ response, a dictionary that grows: tokens and behaviour (vLLM's log-probs) from 
 and reward from the verifier, old and ref (the trainer's log-probs), then adv and scale.
 Log-probabilities are in nats, at the sampling temperature.
 """
+
 import contextlib
 import dataclasses
 import math
@@ -55,12 +56,12 @@ from itertools import pairwise
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-if str(HERE) not in sys.path:   # python -I and PYTHONSAFEPATH leave out a script's own folder
+if str(HERE) not in sys.path:  # python -I and PYTHONSAFEPATH leave out a script's own folder
     sys.path.insert(0, str(HERE))
 
-if __name__ == "__main__":   # OpenMP and vLLM read these when they are imported, hence up here
+if __name__ == "__main__":  # OpenMP and vLLM read these when they are imported, hence up here
     os.environ.setdefault("OMP_NUM_THREADS", str(min(16, len(os.sched_getaffinity(0)))))
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")   # spinning makes a busy machine 25x slower
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # spinning makes a busy machine 25x slower
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     warnings.filterwarnings("ignore", category=FutureWarning)
@@ -143,10 +144,10 @@ class Config(baselines.Knobs):
     fade_delta_min: float = knob(0.3, "FADE: floor of delta", 1e-3, 1)
     fade_rate: float = knob(0.02, "FADE: share of the new batch in the running p and H", 0, 1)
     fade_entropy: float = knob(0.0, "FADE: H*, in nats; 0: half of the first batch's entropy", 0)
-    kl_coef: float = knob(0.0, "weight of the k3 estimate of KL to the reference (initial) model", 0)
+    kl_coef: float = knob(0.0, "weight of the k3 estimate of KL to the reference model", 0)
     ref_every: int = knob(0, "batches after which the reference becomes the policy; 0: never", 0)
     tis_cap: float = knob(2.0, "cap of the trainer/vLLM importance weight; 0: no such weight", 0)
-    aggregation: str = knob("token", "mean over tokens, over sequence means, or sum/(B G max_tokens)",
+    aggregation: str = knob("token", "mean over tokens, over sequence means, or sum/(BG max_tokens)",
                             of="token sequence constant")
     zero_variance: str = knob("keep", "groups with equal rewards: keep, drop, or refill the batch",
                               of="keep drop refill")
@@ -211,8 +212,7 @@ def load_config(argv):
     if cfg.prompts % cfg.minibatches:
         die(f"prompts = {cfg.prompts} does not divide into minibatches = {cfg.minibatches}")
     if cfg.objective == "passk" and cfg.pass_k > cfg.group:
-        die(f"pass_k = {cfg.pass_k} is more than the group = {cfg.group} responses that pass@k is "
-            "estimated from")
+        die(f"pass_k = {cfg.pass_k} is more than the {cfg.group} responses of a group")
     return cfg
 
 
@@ -233,10 +233,10 @@ def start_vllm(cfg, folder, device, **options):
 
     settings = dict(
         tensor_parallel_size=cfg.tensor_parallel,
-        distributed_executor_backend="external_launcher",   # torchrun's ranks are vLLM's workers
+        distributed_executor_backend="external_launcher",  # torchrun's ranks are vLLM's workers
         max_model_len=cfg.max_prompt_tokens + cfg.max_tokens,
         max_num_seqs=cfg.vllm_seqs,
-        logprobs_mode="processed_logprobs",   # of the distribution that was sampled: temperature, top-p
+        logprobs_mode="processed_logprobs",  # of what was sampled from: temperature, top-p
         disable_log_stats=True,
         use_tqdm_on_load=False,
         seed=cfg.seed,
@@ -259,8 +259,11 @@ def start_vllm(cfg, folder, device, **options):
     try:
         llm = LLM(folder, **settings | options)
     except Exception as error:
-        die(f"vLLM did not start: {one_line(error)}; try a smaller vllm_memory = {cfg.vllm_memory}, "
-            f"max_tokens = {cfg.max_tokens} or a larger tensor_parallel = {cfg.tensor_parallel}")
+        die(
+            f"vLLM did not start: {one_line(error)}; try a smaller vllm_memory = "
+            f"{cfg.vllm_memory}, a smaller max_tokens = {cfg.max_tokens} or a larger "
+            f"tensor_parallel = {cfg.tensor_parallel}"
+        )
     if device.type == "cuda":
         llm.sleep(level=2)
     return llm
@@ -272,7 +275,7 @@ def named_weights(model, dtype):
     for name, p in model.named_parameters():
         if name.startswith("log_z."):
             continue
-        p = p.detach().to(dtype)   # before it is gathered: half the traffic
+        p = p.detach().to(dtype)  # before it is gathered: half the traffic
         if hasattr(p, "full_tensor"):
             p = p.full_tensor()
         yield name, p
@@ -295,10 +298,10 @@ def awake(llm, model, device):
 
     if device.type == "cuda":
         llm.wake_up(["kv_cache"])
-    llm.reset_prefix_cache()   # what is cached was computed with the weights before
+    llm.reset_prefix_cache()  # what is cached was computed with the weights before
     yield
     if device.type == "cuda":
-        llm.sleep(level=2)     # weights and cache are dropped: the next block pushes anew
+        llm.sleep(level=2)  # weights and cache are dropped: the next block pushes anew
 
 
 def generate(llm, cfg, prompt_ids, n, seed, logprobs=True, progress=False):
@@ -312,9 +315,14 @@ def generate(llm, cfg, prompt_ids, n, seed, logprobs=True, progress=False):
 
     set_seed(seed)
     params = SamplingParams(
-        n=n, temperature=cfg.temperature, top_p=cfg.top_p, max_tokens=cfg.max_tokens,
-        logprobs=0 if logprobs else None,   # 0: the sampled token's alone
-        flat_logprobs=logprobs, detokenize=False)
+        n=n,
+        temperature=cfg.temperature,
+        top_p=cfg.top_p,
+        max_tokens=cfg.max_tokens,
+        logprobs=0 if logprobs else None,  # 0: the sampled token's alone
+        flat_logprobs=logprobs,
+        detokenize=False,
+    )
     prompts = [{"prompt_token_ids": ids} for ids in prompt_ids]
 
     groups = []
@@ -322,7 +330,7 @@ def generate(llm, cfg, prompt_ids, n, seed, logprobs=True, progress=False):
         group = []
         for o in output.outputs:
             sample = dict(
-                tokens=list(o.token_ids),   # the stop token is the last of them, and is trained
+                tokens=list(o.token_ids),  # the stop token is the last of them, and is trained
                 behaviour=[],
                 truncated=o.finish_reason == "length",
             )
@@ -339,8 +347,8 @@ def rollout(llm, cfg, rows, n, step, use, logprobs=True):
     Rank r of W owns rows r, r + W, ..: the ranks' n-th shares together are the same rows for every
     W. Ranks that share an engine hand it all their rows, with one seed.
     """
-    first = rank() - rank() % cfg.tensor_parallel   # of the ranks that share this engine
-    shares = [rows[r::world()] for r in range(first, first + cfg.tensor_parallel)]
+    first = rank() - rank() % cfg.tensor_parallel  # of the ranks that share this engine
+    shares = [rows[r :: world()] for r in range(first, first + cfg.tensor_parallel)]
     prompt_ids = [row["prompt_ids"] for share in shares for row in share]
     seed = zlib.crc32(f"{cfg.seed} {step} {use} {first}".encode())
     progress = rank() == 0 and cfg.device == "cuda"
@@ -374,7 +382,7 @@ def start_verification(verifier, samples, cfg):
     items = []
     for s in samples:
         response = s["text"]
-        if s["row"]["prompt"].rstrip().endswith("<think>"):   # opened by the prompt
+        if s["row"]["prompt"].rstrip().endswith("<think>"):  # opened by the prompt
             response = "<think>" + response
         items.append((cfg.kind, response, s["row"]["truth"]))
     return verifier.submit(items)
@@ -491,7 +499,7 @@ def grpo(r, cfg, state):
 def focal(r, alpha, delta):
     """A = (1 - rbar)^(alpha - 1) (r - rbar), divided by delta where r < rbar."""
     rbar = r.mean(-1, keepdim=True)
-    focus = (1 - rbar).clamp_min(0) ** (alpha - 1)   # rare successes weigh more
+    focus = (1 - rbar).clamp_min(0) ** (alpha - 1)  # rare successes weigh more
     a = focus * (r - rbar)
     return torch.where(r >= rbar, a, a / delta)
 
@@ -562,32 +570,32 @@ def ppo_clip(log_ratio, adv, cfg, t):
 def lad(log_ratio, adv, cfg, t):
     """e^u f(z), z = rho e^(-u), u = A/eta: pulls the ratio to e^u, where PPO would push it up or
     down without end. Its gradient with respect to log rho is rho f'(z)."""
-    u = (adv / cfg.eta).clamp(-60, 60)   # fp32 ends at e^88; e^60 is all of any group's mass
+    u = (adv / cfg.eta).clamp(-60, 60)  # fp32 ends at e^88; e^60 is all of any group's mass
     loss = f_divergence(cfg.divergence, log_ratio - u, log_ratio, u)
-    return loss, torch.zeros_like(u, dtype=torch.bool)   # nothing is clipped
+    return loss, torch.zeros_like(u, dtype=torch.bool)  # nothing is clipped
 
 
 def f_divergence(name, log_z, log_ratio, u):
     """e^u f(z) of a generator f, from log z = log rho - u: tensors of one shape in and out. z itself
     is never formed: it overflows long before rho and e^u do."""
     rho = log_ratio.exp()
-    e_u = u.exp()                    # e^u z = rho
-    if name == "kl":                 # f(z) = z log z
+    e_u = u.exp()  # e^u z = rho
+    if name == "kl":  # f(z) = z log z
         return rho * log_z
-    if name == "rkl":                # f(z) = -log z
+    if name == "rkl":  # f(z) = -log z
         return -e_u * log_z
-    if name == "jf":                 # f(z) = (z - 1) log z
+    if name == "jf":  # f(z) = (z - 1) log z
         return (rho - e_u) * log_z
-    if name == "js":                 # f(z) = 1/2 [z log z - (z + 1) log((z + 1)/2)]
+    if name == "js":  # f(z) = 1/2 [z log z - (z + 1) log((z + 1)/2)]
         return 0.5 * (rho * (log_z - log_mean(log_z)) - e_u * log_mean(log_z))
-    if name == "hd":                 # f(z) = 1/2 (sqrt z - 1)^2
+    if name == "hd":  # f(z) = 1/2 (sqrt z - 1)^2
         return 0.5 * ((0.5 * log_ratio).exp() - (0.5 * u).exp()) ** 2
-    if name == "tv":                 # f(z) = 1/2 |z - 1|
+    if name == "tv":  # f(z) = 1/2 |z - 1|
         return 0.5 * (rho - e_u).abs()
     # f'(1) (z - 1) is 0 in expectation under pi_old. Without it f'(1) = 0: less variance
-    if name == "kl_c":               # f(z) = z log z - (z - 1)
+    if name == "kl_c":  # f(z) = z log z - (z - 1)
         return rho * (log_z - 1) + e_u
-    if name == "rkl_c":              # f(z) = -log z + (z - 1)
+    if name == "rkl_c":  # f(z) = -log z + (z - 1)
         return rho - e_u * (log_z + 1)
     raise ValueError(f"no generator {name!r}")
 
@@ -621,12 +629,18 @@ def sum_in_sequence(x, seq):
 @dataclass(frozen=True)
 class Objective:
     """A row of OBJECTIVES."""
-    advantage: callable         # (rewards [B,G], cfg, state) -> A [B,G]
+
+    # (rewards [B,G], cfg, state) -> A [B,G]
+    advantage: callable
+    # see above
     loss: callable = ppo_clip
-    needs: tuple = ()           # "ref": log-probs of the reference, and state["drift"] [B,G], which
-    #                             is log pi_old(y|x) - log pi_ref(y|x); "log_z": a learned head
-    local: bool = True          # a token's loss depends on no other token's
-    defaults: dict = dataclasses.field(default_factory=dict)   # of Config, where the method has its own
+    # "ref": log-probs of the reference, and in state["drift"] [B,G] the log pi_old(y|x) -
+    # log pi_ref(y|x) of whole responses. "log_z": a learned head
+    needs: tuple = ()
+    # does a token's loss depend on no other token's? Then its gradient is known with its log-prob
+    local: bool = True
+    # of Config, where they belong to the method; presets and flags go first
+    defaults: dict = dataclasses.field(default_factory=dict)
 
 
 OBJECTIVES = {
@@ -663,7 +677,7 @@ def policy_loss(name, logp, old_logp, adv, mask, cfg, seq=None, **more):
     log_ratio = (logp - old_logp) * mask
     if cfg.ratio == "sequence":
         log_ratio = sum_in_sequence(log_ratio, seq)
-    log_ratio = log_ratio.clamp(-20, 20)   # e^20 is a broken run already; inf would hide which
+    log_ratio = log_ratio.clamp(-20, 20)  # e^20 is a broken run already; inf would hide which
 
     tokens = dict(more, logp=logp, old=old_logp, mask=mask, seq=seq)
     loss, clipped = OBJECTIVES[name].loss(log_ratio, adv.expand_as(logp), cfg, tokens)
@@ -675,11 +689,11 @@ def token_scale(cfg, length, total_tokens, total_sequences):
     """The weight of a token's loss in the step's loss, for a sample of this length. The totals are
     over all ranks and micro-batches of the optimizer step, which is why the gradient does not
     depend on how the batch is split (but for clip_cov and kl_cov, which look at a micro-batch)."""
-    if cfg.aggregation == "token":      # DAPO, arXiv 2503.14476
+    if cfg.aggregation == "token":  # DAPO, arXiv 2503.14476
         return 1 / max(total_tokens, 1)
-    if cfg.aggregation == "sequence":   # GRPO, arXiv 2402.03300
+    if cfg.aggregation == "sequence":  # GRPO, arXiv 2402.03300
         return 1 / (max(length, 1) * total_sequences)
-    return 1 / (cfg.max_tokens * total_sequences)   # "constant": Dr. GRPO, arXiv 2503.20783
+    return 1 / (cfg.max_tokens * total_sequences)  # "constant": Dr. GRPO, arXiv 2503.20783
 
 
 def k3(logp, ref_logp):
@@ -692,11 +706,12 @@ def k3(logp, ref_logp):
 def policy_weights(name, adv, cfg):
     """W = -d loss / d log pi at rho = 1, the weight that the first update gives a sample: A for a
     policy gradient, -f'(e^(-A/eta)) for LAD, 2 beta A for FlowRL (a response of one token, at
-    pi = pi_ref and log Z = 0). What gradient masses are made of; adv and W [B,G]."""
-    zeros = torch.zeros_like(adv).unsqueeze(-1)   # responses of one token
-    logp = torch.zeros_like(zeros, requires_grad=True)
-    loss, _ = policy_loss(name, logp, zeros, adv.unsqueeze(-1), torch.ones_like(zeros), cfg,
-                          entropy=zeros, ref=zeros, log_z=zeros)
+    pi = pi_ref and log Z = 0). What gradient masses are made of; adv and W [..]."""
+    adv = adv.unsqueeze(-1)  # [..,1]: responses of one token
+    zeros = torch.zeros_like(adv)
+    logp = torch.zeros_like(adv, requires_grad=True)
+    known = dict(entropy=zeros, ref=zeros, log_z=zeros)
+    loss, _ = policy_loss(name, logp, zeros, adv, torch.ones_like(adv), cfg, **known)
     return -torch.autograd.grad(loss.sum(), logp)[0].squeeze(-1)
 
 
@@ -723,7 +738,7 @@ def logits_to_logp(logits, targets, temperature):
     return logp, entropy, lse
 
 
-def logp_to_dlogits(logits, targets, temperature, lse, entropy, dlogp, dentropy):
+def logp_to_dlogits(logits, targets, temperature, lse, entropy, dlogp, dentropy=None):
     """d logits [C,V] = (dlogp (onehot - p) - dentropy p (log p + entropy)) / temperature."""
     logp = logits / temperature - lse[:, None]
     p = logp.exp()
@@ -743,23 +758,25 @@ class FusedLogprob(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, hidden, weight, targets, temperature, chunk, gradient):
-        ctx.set_materialize_grads(False)   # no entropy gradient, no work for it
+        ctx.set_materialize_grads(False)  # no entropy gradient, no work for it
         ctx.temperature, ctx.chunk, ctx.early = temperature, chunk, gradient is not None
         if ctx.early:
             grads = empty_gradients(hidden, weight)
 
         logps, entropies, lses = [], [], []
-        for part in slices(len(hidden), chunk):
-            logits = matmul_fp32(hidden[part], weight.t())   # [C,V]
+        for start in range(0, len(hidden), chunk):
+            part = slice(start, start + chunk)
+            logits = matmul_fp32(hidden[part], weight.t())  # [C,V]
             logp, entropy, lse = logits_to_logp(logits, targets[part], temperature)
             logps.append(logp)
             entropies.append(entropy)
             lses.append(lse)
             if ctx.early:
-                dlogp = gradient(part, logp, entropy)   # [C]
-                add_gradients(grads, part, logits, hidden, weight, targets, temperature,
-                              lse, entropy, dlogp, None)
-        logp, entropy, lse = torch.cat(logps), torch.cat(entropies), torch.cat(lses)   # [N]
+                dlogp = gradient(part, logp, entropy)  # [C]
+                d = logp_to_dlogits(logits, targets[part], temperature, lse, entropy, dlogp)
+                add_gradients(grads, part, d, hidden, weight)
+                del d  # [C,V]: not to stand beside the next chunk's logits
+        logp, entropy, lse = torch.cat(logps), torch.cat(entropies), torch.cat(lses)  # [N]
 
         if ctx.early:
             ctx.save_for_backward(*grads)
@@ -777,17 +794,16 @@ class FusedLogprob(torch.autograd.Function):
         if dlogp is None:
             dlogp = torch.zeros_like(lse)
         grads = empty_gradients(hidden, weight)
-        for part in slices(len(hidden), ctx.chunk):
-            logits = matmul_fp32(hidden[part], weight.t())   # [C,V], as in the forward
+        for start in range(0, len(hidden), ctx.chunk):
+            part = slice(start, start + ctx.chunk)
+            logits = matmul_fp32(hidden[part], weight.t())  # [C,V], as in the forward
+            known = (targets[part], ctx.temperature, lse[part], entropy[part])  # [C] each
             dentropy_part = None if dentropy is None else dentropy[part]
-            add_gradients(grads, part, logits, hidden, weight, targets, ctx.temperature,
-                          lse[part], entropy[part], dlogp[part], dentropy_part)
+            d = logp_to_dlogits(logits, *known, dlogp[part], dentropy_part)
+            add_gradients(grads, part, d, hidden, weight)
+            del d
         dhidden, dweight = grads
         return dhidden, dweight.to(dhidden.dtype), None, None, None, None
-
-
-def slices(n, chunk):
-    return [slice(start, start + chunk) for start in range(0, n, chunk)]
 
 
 def empty_gradients(hidden, weight):
@@ -796,11 +812,9 @@ def empty_gradients(hidden, weight):
     return torch.empty_like(hidden), torch.zeros_like(weight, dtype=dtype)
 
 
-def add_gradients(grads, part, logits, hidden, weight, targets, temperature,
-                  lse, entropy, dlogp, dentropy):
-    """What the logits [C,V] of one chunk add to both gradients; the last four are of the chunk."""
+def add_gradients(grads, part, dlogits, hidden, weight):
+    """What the logits of one chunk add to both gradients: dlogits [C,V]."""
     dhidden, dweight = grads
-    dlogits = logp_to_dlogits(logits, targets[part], temperature, lse, entropy, dlogp, dentropy)
     dlogits = dlogits.to(hidden.dtype)
     dhidden[part] = dlogits @ weight
     dweight.add_(matmul_fp32(dlogits.t(), hidden[part]))
@@ -864,7 +878,7 @@ def pack(samples, device):
     ids, positions = [], []
     row_of_seq, seq_of_row, seq_ends = [], [], [0]
     targets, predict, seq, prompt_spans = [], [], [], []
-    prompt_start = {}   # prompt -> where it stands in the row
+    prompt_start = {}  # prompt -> where it stands in the row
     for i, s in enumerate(samples):
         P = len(s["prompt"])
         T = len(s["tokens"])
@@ -897,25 +911,23 @@ def pack(samples, device):
         seq += [i] * T
         prompt_spans.append((prompt_at, prompt_at + P))
 
-    index = partial(torch.tensor, dtype=torch.long)   # an empty list has no type of its own
+    index = partial(torch.tensor, dtype=torch.long)  # an empty list has no type of its own
     batch = {
-        "ids": index([ids]),                                       # [1,N]
-        "positions": index([positions]),                           # [1,N]
-        "cu_seqlens": torch.tensor(seq_ends, dtype=torch.int32),   # [S + 1]
-        "targets": index(targets),                                 # [R]
-        "predict": index(predict),                                 # [R]
-        "seq": index(seq),                                         # [R]
-        "row_of_seq": None,
-        "seq_of_row": None,
+        "ids": index([ids]),  # [1,N]
+        "positions": index([positions]),  # [1,N]
+        "cu_seqlens": torch.tensor(seq_ends, dtype=torch.int32),  # [S + 1]
+        "targets": index(targets),  # [R]
+        "predict": index(predict),  # [R]
+        "seq": index(seq),  # [R]
     }
     # Where no prompt is shared the row is the sequences, and attention need not copy
     if len(prompt_start) < len(samples):
-        batch["row_of_seq"] = index(row_of_seq)                    # [M]
-        batch["seq_of_row"] = index(seq_of_row)                    # [N]
+        batch["row_of_seq"] = index(row_of_seq)  # [M]
+        batch["seq_of_row"] = index(seq_of_row)  # [N]
     batch = to_device(batch, device)
     batch["max_seqlen"] = max(end - begin for begin, end in pairwise(seq_ends))
-    batch["lengths"] = [len(s["tokens"]) for s in samples]         # [S], of the responses
-    batch["prompt_spans"] = prompt_spans                           # [S] pairs, in the row
+    batch["lengths"] = [len(s["tokens"]) for s in samples]  # [S], of the responses
+    batch["prompt_spans"] = prompt_spans  # [S] pairs of places in the row
     return batch
 
 
@@ -923,68 +935,78 @@ def to_device(tensors, device):
     """A dictionary's tensors, copied without waiting for the copies."""
     if device.type == "cpu":
         return tensors
-    return {key: x if x is None else x.pin_memory().to(device, non_blocking=True)
-            for key, x in tensors.items()}
+    moved = {}
+    for key, x in tensors.items():
+        moved[key] = x.pin_memory().to(device, non_blocking=True)
+    return moved
 
 
-def packed_attention(module, query, key, value, attention_mask=None, scaling=None, dropout=0.0,
-                     sliding_window=None, cu_seqlens=None, max_seqlen=None,
-                     row_of_seq=None, seq_of_row=None, **kwargs):
+def packed_attention(module, query, key, value, attention_mask=None, scaling=None, **more):
     """Causal attention inside each sequence of a row: [1,heads,N,D] -> [1,N,heads,D]. On CUDA it is
-    torch's own flash attention over sequences of any length, without padding."""
-    q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))          # [N,heads,D]
-    if row_of_seq is not None:
-        q, k, v = (x.index_select(0, row_of_seq) for x in (q, k, v))       # [M,heads,D]
+    torch's own flash attention over sequences of any length, without padding. `more` has pack()'s
+    layout of the row and, where the model has one, a sliding_window."""
+    q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))  # [N,heads,D]
+    if "row_of_seq" in more:
+        q, k, v = (x.index_select(0, more["row_of_seq"]) for x in (q, k, v))  # [M,heads,D]
+
+    ends, longest = more["cu_seqlens"], more["max_seqlen"]
+    window = more.get("sliding_window")
     if q.is_cuda:
         from torch.nn.attention.varlen import varlen_attn
-        left = sliding_window - 1 if sliding_window else -1                # -1: no limit
-        out = varlen_attn(q, k, v, cu_seqlens, cu_seqlens, max_seqlen, max_seqlen,
-                          scale=scaling, window_size=(left, 0), enable_gqa=True)
+
+        span = (window - 1 if window else -1, 0)  # to the left, -1: without limit; to the right
+        options = dict(scale=scaling, window_size=span, enable_gqa=True)
+        out = varlen_attn(q, k, v, ends, ends, longest, longest, **options)
     else:
-        out = padded_attention(q, k, v, cu_seqlens, max_seqlen, scaling, sliding_window)
-    if seq_of_row is not None:
-        out = out.index_select(0, seq_of_row)                              # [N,heads,D]
+        out = padded_attention(q, k, v, ends, longest, scaling, window)
+
+    if "seq_of_row" in more:
+        out = out.index_select(0, more["seq_of_row"])  # [N,heads,D]
     return out[None], None
 
 
 def padded_attention(q, k, v, cu_seqlens, max_seqlen, scaling, sliding_window):
     """varlen_attn's twin on the CPU: sequences padded on the right, where causality never looks."""
-    lengths = cu_seqlens.diff()                                            # [S]
-    inside = torch.arange(max_seqlen) < lengths[:, None]                   # [S,L]
-    place = inside.flatten().nonzero()[:, 0]                               # [M]
+    lengths = cu_seqlens.diff()  # [S]
+    inside = torch.arange(max_seqlen) < lengths[:, None]  # [S,L]
+    place = inside.flatten().nonzero()[:, 0]  # [M], in the padded layout
 
     def pad(x):
         padded = x.new_zeros(inside.numel(), *x.shape[1:]).index_copy(0, place, x)
-        return padded.view(*inside.shape, *x.shape[1:]).transpose(1, 2)    # [S,heads,L,D]
+        return padded.view(*inside.shape, *x.shape[1:]).transpose(1, 2)  # [S,heads,L,D]
 
-    mask = None   # causal
+    options = dict(is_causal=True)
     if sliding_window:
-        mask = torch.ones(max_seqlen, max_seqlen, dtype=torch.bool).tril().triu(1 - sliding_window)
-    out = F.scaled_dot_product_attention(pad(q), pad(k), pad(v), mask, is_causal=mask is None,
-                                         scale=scaling, enable_gqa=True)   # [S,heads,L,D]
-    return out.transpose(1, 2).flatten(0, 1).index_select(0, place)        # [M,heads,D]
+        square = torch.ones(max_seqlen, max_seqlen, dtype=torch.bool)
+        options = dict(attn_mask=square.tril().triu(1 - sliding_window))
+    options.update(scale=scaling, enable_gqa=True)
+    out = F.scaled_dot_product_attention(pad(q), pad(k), pad(v), **options)  # [S,heads,L,D]
+    return out.transpose(1, 2).flatten(0, 1).index_select(0, place)  # [M,heads,D]
+
+
+LAYOUT = ("cu_seqlens", "max_seqlen", "row_of_seq", "seq_of_row")  # what attention is told
 
 
 def logprob_forward(model, batch, temperature, chunk, gradient=None):
     """The model's whole forward: packed ids in, (logp, entropy, log_z) [R] of the response tokens
     out; log_z is None without such a head. The heads are in here because FSDP gathers a module's
     weights only inside that module's own forward."""
-    attention = {key: batch[key] for key in ("cu_seqlens", "max_seqlen", "row_of_seq", "seq_of_row")}
-    outputs = model.base_model(input_ids=batch["ids"], position_ids=batch["positions"],
-                               use_cache=False, **attention)
-    hidden = outputs.last_hidden_state[0]   # [N,H]
+    layout = {key: batch[key] for key in LAYOUT if key in batch}
+    inputs = dict(input_ids=batch["ids"], position_ids=batch["positions"], use_cache=False)
+    hidden = model.base_model(**inputs, **layout).last_hidden_state[0]  # [N,H]
 
     # index_select and not hidden[..]: a prompt's end predicts many first tokens, and the backward
-    # of [..] adds their gradients in whatever order the threads come
-    predicting = hidden.index_select(0, batch["predict"])   # [R,H]
+    # of [..] adds up their gradients in whatever order the threads come
+    predicting = hidden.index_select(0, batch["predict"])  # [R,H]
     weight = model.lm_head.weight
     chunk = chunk or largest_chunk(hidden, len(weight))
-    logp, entropy = fused_logprob(predicting, weight, batch["targets"], temperature, chunk, gradient)
+    targets = batch["targets"]
+    logp, entropy = fused_logprob(predicting, weight, targets, temperature, chunk, gradient)
 
     log_z = None
     if hasattr(model, "log_z"):
-        log_z = baselines.log_z_of_prompts(model.log_z, hidden, batch["prompt_spans"])   # [S]
-        log_z = log_z.index_select(0, batch["seq"])                                      # [R]
+        log_z = baselines.log_z_of_prompts(model.log_z, hidden, batch["prompt_spans"])  # [S]
+        log_z = log_z.index_select(0, batch["seq"])  # [R]
     return logp, entropy, log_z
 
 
@@ -1008,15 +1030,17 @@ def build_model(folder, cfg, device, trainable=True):
     AttentionInterface.register("packed", packed_attention)
     config = AutoConfig.from_pretrained(folder)
     for key in ("final_logit_softcapping", "logits_scaling", "logit_scale"):
-        if getattr(config, key, None) not in (None, 1, 1.0):
-            die(f"{folder}: {key} = {getattr(config, key)} scales the logits, which the fused head "
-                "does not do")
+        value = getattr(config, key, None)
+        if value not in (None, 1, 1.0):
+            die(f"{folder}: {key} = {value} scales the logits, which the fused head does not do")
+    architecture = dict(dtype=torch.float32, attn_implementation="packed")
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32,
-                                                 attn_implementation="packed")
+        model = AutoModelForCausalLM.from_config(config, **architecture)
     if not hasattr(model, "lm_head") or model.lm_head.bias is not None:
-        die(f"{folder}: {type(model).__name__} has no plain lm_head; a decoder-only model with a "
-            "linear head is needed")
+        die(
+            f"{folder}: {type(model).__name__} has no plain lm_head; a decoder-only model with a "
+            "linear head is needed"
+        )
     needs_log_z = trainable and "log_z" in OBJECTIVES[cfg.objective].needs
     if needs_log_z:
         with torch.device("meta"):
@@ -1035,7 +1059,7 @@ def build_model(folder, cfg, device, trainable=True):
     # How it is run
     model.requires_grad_(trainable)
     model.train(trainable)
-    for module in model.modules():   # a log-prob is to be the same twice
+    for module in model.modules():  # a log-prob is to be the same twice
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
     if cfg.checkpointing and trainable:
@@ -1046,30 +1070,29 @@ def build_model(folder, cfg, device, trainable=True):
 
 def shard(model, cfg, device):
     """FSDP2, block by block: over all ranks, or in groups of shard_size that hold a copy each."""
-    from torch.distributed.fsdp import (
-        CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard)
+    from torch.distributed import fsdp
 
     size = cfg.shard_size or world()
-    if size == world():
-        mesh = dist.init_device_mesh(device.type, (size,), mesh_dim_names=("shard",))
-    else:
-        mesh = dist.init_device_mesh(device.type, (world() // size, size),
-                                     mesh_dim_names=("replicate", "shard"))
-    precision = MixedPrecisionPolicy()
+    shape, names = (size,), ("shard",)
+    if size < world():
+        shape, names = (world() // size, size), ("replicate", "shard")
+    mesh = dist.init_device_mesh(device.type, shape, mesh_dim_names=names)
+    precision = fsdp.MixedPrecisionPolicy()
     if device.type == "cuda":
-        precision = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
-    offload = OffloadPolicy()
+        compute = dict(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+        precision = fsdp.MixedPrecisionPolicy(**compute)
+    offload = fsdp.OffloadPolicy()
     if cfg.offload:
-        offload = CPUOffloadPolicy(pin_memory=device.type == "cuda")
+        offload = fsdp.CPUOffloadPolicy(pin_memory=device.type == "cuda")
     for module in (*model.base_model.layers, model):
-        fully_shard(module, mesh=mesh, mp_policy=precision, offload_policy=offload)
+        fsdp.fully_shard(module, mesh=mesh, mp_policy=precision, offload_policy=offload)
 
 
 def remake_rotary_buffers(model, config, folder, device):
     """Rotary frequencies are computed, not stored: the meta device has lost them."""
     others = [name for name, _ in model.named_buffers() if "inv_freq" not in name]
     if others:
-        die(f"{folder}: buffers {others} are computed, not stored, and build_model does not know how")
+        die(f"{folder}: buffers {others} are computed, not stored, and nobody here knows how")
     for module in model.modules():
         if hasattr(module, "inv_freq"):
             module._buffers.update(type(module)(config).to(device)._buffers)
@@ -1082,7 +1105,7 @@ def micro_batches(samples, cfg):
     """Lists of samples of about micro_tokens each, the same number on every rank, since each makes a
     sharded forward. Neighbours with one prompt stay together, to share it, in units of up to a
     quarter of micro_tokens."""
-    units = []   # [tokens, samples]
+    units = []  # [tokens, samples]
     for s in samples:
         P = len(s["prompt"])
         T = len(s["tokens"])
@@ -1098,13 +1121,13 @@ def micro_batches(samples, cfg):
     n = int(all_reduce([n], "max")[0])
     bins = [[] for _ in range(n)]
     load = [0] * n
-    for size, part in sorted(units, key=unit_size, reverse=True):   # largest first,
-        i = load.index(min(load))                                   # each into the emptiest bin
+    for size, part in sorted(units, key=unit_size, reverse=True):  # largest first,
+        i = load.index(min(load))  # each into the emptiest bin
         bins[i] += part
         load[i] += size
 
     for part in bins:
-        if not part:   # a token that weighs nothing keeps an idle rank in step
+        if not part:  # a token that weighs nothing keeps an idle rank in step
             part.append(dict(prompt=[0], tokens=[0], behaviour=[0.0], adv=0.0, scale=0.0))
     return bins
 
@@ -1128,7 +1151,7 @@ def score_samples(model, key, samples, cfg, device):
         for s, x in zip(part, logp.split(batch["lengths"])):
             s[key] = x
     if hasattr(model, "reshard"):
-        model.reshard()   # a forward without a backward leaves the root's weights gathered
+        model.reshard()  # a forward without a backward leaves the root's weights gathered
 
 
 def batch_statistics(drawn):
@@ -1160,13 +1183,13 @@ def batch_statistics(drawn):
 def set_advantages(groups, cfg, state):
     """Give each sample its advantage; `state` is FADE's, with this batch in it. HACK HERE for what
     is not a function of a group's rewards; for what is, add a row to OBJECTIVES."""
-    if not groups:   # a rank whose groups were all dropped
+    if not groups:  # a rank whose groups were all dropped
         return
     rewards = [[s["reward"] for s in group] for group in groups]
-    rewards = torch.tensor(rewards, dtype=torch.float64)   # [B,G]
+    rewards = torch.tensor(rewards, dtype=torch.float64)  # [B,G]
     if "ref" in OBJECTIVES[cfg.objective].needs:
         state = dict(state, drift=reference_drift(groups))
-    adv = advantages(cfg.objective, rewards, cfg, state)   # [B,G]
+    adv = advantages(cfg.objective, rewards, cfg, state)  # [B,G]
     for group, row in zip(groups, adv.tolist()):
         for s, a in zip(group, row):
             s["adv"] = a
@@ -1195,15 +1218,15 @@ def gradient_mass(groups, cfg, samples):
 def loss_inputs(samples, seq, device):
     """What the loss wants to know of each response token [R]: adv, scale, behaviour, and old and ref
     where they were computed."""
-    adv = torch.tensor([s["adv"] for s in samples], dtype=torch.float32)       # [S]
-    scale = torch.tensor([s["scale"] for s in samples], dtype=torch.float32)   # [S]
+    adv = torch.tensor([s["adv"] for s in samples], dtype=torch.float32)  # [S]
+    scale = torch.tensor([s["scale"] for s in samples], dtype=torch.float32)  # [S]
     behaviour = [x for s in samples for x in s["behaviour"]]
-    behaviour = torch.tensor(behaviour, dtype=torch.float32)                   # [R]
+    behaviour = torch.tensor(behaviour, dtype=torch.float32)  # [R]
     t = to_device({"adv": adv, "scale": scale, "behaviour": behaviour}, device)
     t["adv"] = t["adv"].index_select(0, seq)
     t["scale"] = t["scale"].index_select(0, seq)
     t["seq"] = seq
-    for key in ("old", "ref"):   # on the device already
+    for key in ("old", "ref"):  # on the device already
         if key in samples[0]:
             t[key] = torch.cat([s[key] for s in samples])
     return t
@@ -1217,11 +1240,21 @@ def scaled_loss(cfg, t, logp, entropy, log_z=None, part=slice(None)):
     """(the step's loss, summed over the response tokens `part`; their STATS after the first).
     t is loss_inputs' of the whole row; logp, entropy and log_z are of the part."""
     t = {key: x[part] for key, x in t.items()}
-    old = t.get("old", logp.detach())   # one update a batch: the old policy is this one
+    old = t.get("old", logp.detach())  # one update a batch: the old policy is this one
     ref = t.get("ref", logp.detach())
     mask = (t["scale"] > 0).float()
-    loss, info = policy_loss(cfg.objective, logp, old, t["adv"], mask, cfg, t["seq"],
-                             entropy=entropy.detach(), ref=ref, log_z=log_z)
+    loss, info = policy_loss(
+        cfg.objective,
+        logp,
+        old,
+        t["adv"],
+        mask,
+        cfg,
+        t["seq"],
+        entropy=entropy.detach(),
+        ref=ref,
+        log_z=log_z,
+    )
 
     # Truncated importance sampling: vLLM sampled from nearly, but not quite, the trainer's pi_old
     mismatch = old - t["behaviour"]
@@ -1256,7 +1289,9 @@ def accumulate_gradient(model, samples, cfg, device):
     stats = []
     for i, part in enumerate(parts):
         is_last = i == len(parts) - 1
-        if sharded:   # gradients stay where they are until the last micro-batch, unless told otherwise
+        if (
+            sharded
+        ):  # gradients stay where they are until the last micro-batch, unless told otherwise
             model.set_requires_gradient_sync(cfg.reduce_each or cfg.offload or is_last)
         batch = pack(part, device)
         inputs = loss_inputs(part, batch["seq"], device)
@@ -1265,12 +1300,14 @@ def accumulate_gradient(model, samples, cfg, device):
         gradient = None
         if OBJECTIVES[cfg.objective].local and cfg.ratio == "token":
             gradient = partial(early_gradient, cfg, inputs)
-        logp, entropy, log_z = model(batch, cfg.temperature, cfg.head_chunk, gradient)   # [R] each
+        logp, entropy, log_z = model(batch, cfg.temperature, cfg.head_chunk, gradient)  # [R] each
         loss, rest = scaled_loss(cfg, inputs, logp, entropy, log_z)
-        (loss * world()).backward()   # FSDP averages over ranks; the scale holds their sum's denominator
+        (
+            loss * world()
+        ).backward()  # FSDP averages over ranks; the scale holds their sum's denominator
         stats.append(torch.stack([loss, *rest]).detach())
 
-    stats = torch.stack(stats)   # [micro-batches, STATS]
+    stats = torch.stack(stats)  # [micro-batches, STATS]
     sums = all_reduce(stats[:, :-1].sum(0).tolist())
     largest = all_reduce([stats[:, -1].max().item()], "max")
     means = [x / max(tokens, 1) for x in sums[1:]]
@@ -1320,14 +1357,16 @@ def start_verifier(cfg, row):
 def refuse_failed_batch(cfg, step, share, drawn):
     """Better no step than one on rewards that mean nothing."""
     why = tracking.most_common([s["failed"] for group in drawn for s in group if s["failed"]])
-    die(f"step {step}: {share:.0%} of its samples could not be scored (max_failed = "
+    die(
+        f"step {step}: {share:.0%} of its samples could not be scored (max_failed = "
         f"{cfg.max_failed}): {why}; step {step - 1} is saved and nothing was trained on them: mend "
-        f"the verifier or the data, then --resume {cfg.out}")
+        f"the verifier or the data, then --resume {cfg.out}"
+    )
 
 
 def main(argv):
     # Settings, and everything that is cheap to refuse
-    if "--plan" in argv:   # memory, FLOPs and seconds instead of a run
+    if "--plan" in argv:  # memory, FLOPs and seconds instead of a run
         os.execv(sys.executable, [sys.executable, str(HERE / "tools/plan.py"), *argv])
     cfg = load_config(argv)
     device = join(cfg)
@@ -1348,17 +1387,18 @@ def main(argv):
     if "ref" in OBJECTIVES[cfg.objective].needs or cfg.kl_coef:
         reference = build_model(folder, cfg, device, trainable=False)
     turn_on_compile(cfg, device, model)
-    optimizer = torch.optim.AdamW(model.parameters(), cfg.lr, (0.9, cfg.beta2),
-                                  weight_decay=cfg.weight_decay, fused=True)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), cfg.lr, (0.9, cfg.beta2), weight_decay=cfg.weight_decay, fused=True
+    )
 
     # All that a run is, beside its weights. A checkpoint holds both
     progress = dict(step=0, position=0, state=new_state(), skipped=0)
-    moving = reference if cfg.ref_every else None   # a reference that moves is in checkpoints too
+    moving = reference if cfg.ref_every else None  # a reference that moves is in checkpoints too
     if found:
         progress.update(checkpoint.load(found, model, optimizer, moving))
     state = progress["state"]
     save = partial(checkpoint.save, cfg, model, optimizer, moving)
-    kept = progress["step"]   # the last step that a checkpoint holds
+    kept = progress["step"]  # the last step that a checkpoint holds
     tracking.rewind(cfg, progress["step"])
     tracking.announce(cfg, model, device, progress["step"])
     stopped = tracking.listen_for_signals()
@@ -1378,7 +1418,8 @@ def main(argv):
         with awake(llm, model, device):
             lap("sync")
             groups, drawn, position, pending = collect(
-                llm, cfg, tokenizer, verifier, rows, progress["position"], step, lap)
+                llm, cfg, tokenizer, verifier, rows, progress["position"], step, lap
+            )
 
         # Log-probs of these tokens under the policies that stay as they are
         samples = [s for group in groups for s in group if s["tokens"]]
@@ -1424,10 +1465,23 @@ def main(argv):
         progress["position"] = position
         progress["skipped"] += sum(not math.isfinite(u["grad_norm"]) for u in updates)
         alpha, delta = fade_schedule(state, cfg)
-        fade_metrics = dict(fade_alpha=alpha, fade_delta=delta, fade_p=state["p"], fade_h=state["H"])
+        fade_metrics = dict(
+            fade_alpha=alpha, fade_delta=delta, fade_p=state["p"], fade_h=state["H"]
+        )
         share = tracking.rank_one_share(model.lm_head.weight, optimizer)
-        tracking.log_step(cfg, step, lr, batch, mass, fade_metrics, updates, progress["skipped"],
-                          share, clock, device)
+        tracking.log_step(
+            cfg,
+            step,
+            lr,
+            batch,
+            mass,
+            fade_metrics,
+            updates,
+            progress["skipped"],
+            share,
+            clock,
+            device,
+        )
         tracking.log_samples(cfg, step, drawn)
 
         if held_out and is_due(step, cfg.eval_every, cfg.steps):
@@ -1455,5 +1509,5 @@ def is_due(step, every, last):
 if __name__ == "__main__":
     try:
         main(sys.argv[1:])
-    except KeyboardInterrupt:   # while starting up; later, tracking.listen_for_signals has it
+    except KeyboardInterrupt:  # while starting up; later, tracking.listen_for_signals has it
         sys.exit(f"{Path(sys.argv[0]).name}: stopped while starting; nothing was trained")

@@ -48,12 +48,14 @@ def move_aside(out):
     """Rename the folder, and hold the new one of its name."""
     aside = out.with_name(f"{out.name}.{time.strftime('%Y%m%d-%H%M%S')}")
     try:
-        out.rename(aside)   # its lock goes along
+        out.rename(aside)  # its lock goes along
         (aside / "lock").unlink()
         hold(out)
     except OSError as error:
-        die(f"{out} holds a run that cannot be moved aside: {one_line(error)}; --resume it, or give "
-            "another --out")
+        die(
+            f"{out} holds a run that cannot be moved aside: {one_line(error)}; --resume it, or give "
+            "another --out"
+        )
     return aside
 
 
@@ -104,9 +106,11 @@ def append(cfg, name, **fields):
             file.write(line)
     except OSError as error:
         steps = [int(path.name[5:]) for path in checkpoint.listed(cfg)]
-        die(f"{error}: {len(line):,} bytes of {name} needed, {shutil.disk_usage(cfg.out).free:,} "
+        die(
+            f"{error}: {len(line):,} bytes of {name} needed, {shutil.disk_usage(cfg.out).free:,} "
             f"free; the run stops, whole up to step {max(steps, default=0)}: make room, then "
-            f"--resume {cfg.out}")
+            f"--resume {cfg.out}"
+        )
 
 
 # ==== 2. Time and signals =======================================================================
@@ -134,7 +138,7 @@ def listen_for_signals():
     Returns a function, for all ranks to call: the number of the first signal that came to any of
     them, 0 if none did.
     """
-    came = []   # (number, when)
+    came = []  # (number, when)
 
     def on_signal(number, frame):
         soon = 0.2 if number == signal.SIGINT else 3
@@ -155,8 +159,10 @@ def listen_for_signals():
 def leave_at_signal(cfg, number, step, kept):
     """Exit with 128 + the signal's number, and say how to go on. kept: the last step saved."""
     saved = f", saved up to step {kept}" if kept < step else ""
-    print0(f"run       stopped by a signal after step {step}{saved}; go on with: "
-           f"python {sys.argv[0]} --resume {cfg.out}")
+    print0(
+        f"run       stopped by a signal after step {step}{saved}; go on with: "
+        f"python {sys.argv[0]} --resume {cfg.out}"
+    )
     raise SystemExit(128 + number)
 
 
@@ -165,16 +171,20 @@ def leave_at_signal(cfg, number, step, kept):
 
 def announce(cfg, model, device, step):
     parameters = sum(p.numel() for p in model.parameters())
-    print0(f"run       {cfg.out}: {cfg.objective}, {parameters:,} parameters, {world()} x "
-           f"{device.type}, {step} of {cfg.steps} steps done")
+    print0(
+        f"run       {cfg.out}: {cfg.objective}, {parameters:,} parameters, {world()} x "
+        f"{device.type}, {step} of {cfg.steps} steps done"
+    )
 
 
 def log_step(cfg, step, lr, batch, mass, fade, updates, skipped, rank_one, clock, device):
     """A line of metrics.jsonl and a line on the screen. updates: the stats of each optimizer step."""
     bad = [u for u in updates if not math.isfinite(u["grad_norm"])]
     if bad:
-        print0(f"warning   step {step}: {len(bad)} of {len(updates)} optimizer steps skipped, their "
-               f"gradient was not finite ({skipped} so far)")
+        print0(
+            f"warning   step {step}: {len(bad)} of {len(updates)} optimizer steps skipped, their "
+            f"gradient was not finite ({skipped} so far)"
+        )
     seconds = time.time() - clock.pop("began")
     metrics = dict(
         step=step,
@@ -198,11 +208,14 @@ def log_step(cfg, step, lr, batch, mass, fade, updates, skipped, rank_one, clock
         memory_gb=memory_gb(device),
     )
     append(cfg, "metrics.jsonl", **metrics)
-    print0("step {step:5d}/{steps}  reward {reward:6.3f}  entropy {entropy:5.3f}  "
-           "|g| {grad_norm:7.3f}  length {response_tokens:6.1f}  vllm-kl {rollout_kl:.1e}  "
-           "{seconds:6.2f} s (gen {seconds_rollout:.2f}, train {seconds_train:.2f})  "
-           "{tokens_per_second:7,.0f} tok/s  eta {left:.1f} min".format(
-               **metrics, steps=cfg.steps, left=(cfg.steps - step) * seconds / 60))
+    print0(
+        "step {step:5d}/{steps}  reward {reward:6.3f}  entropy {entropy:5.3f}  "
+        "|g| {grad_norm:7.3f}  length {response_tokens:6.1f}  vllm-kl {rollout_kl:.1e}  "
+        "{seconds:6.2f} s (gen {seconds_rollout:.2f}, train {seconds_train:.2f})  "
+        "{tokens_per_second:7,.0f} tok/s  eta {left:.1f} min".format(
+            **metrics, steps=cfg.steps, left=(cfg.steps - step) * seconds / 60
+        )
+    )
 
 
 def summary(updates):
@@ -231,8 +244,15 @@ def shown(drawn):
 
 def log_samples(cfg, step, drawn):
     for s in shown(drawn):
-        append(cfg, "samples.jsonl", step=step, prompt=s["row"]["prompt"], response=s["text"],
-               truth=s["row"]["truth"], reward=s["reward"])
+        append(
+            cfg,
+            "samples.jsonl",
+            step=step,
+            prompt=s["row"]["prompt"],
+            response=s["text"],
+            truth=s["row"]["truth"],
+            reward=s["reward"],
+        )
 
 
 def log_evaluation(cfg, step, scores, drawn=()):
@@ -245,7 +265,7 @@ def log_evaluation(cfg, step, scores, drawn=()):
 
 
 def most_common(reasons):
-    """"3 x this, 1 x that": the three most frequent."""
+    """ "3 x this, 1 x that": the three most frequent."""
     return ", ".join(f"{n} x {reason}" for reason, n in Counter(reasons).most_common(3))
 
 
@@ -275,7 +295,7 @@ def rank_one_share(weight, optimizer):
     if hasattr(mean, "to_local"):
         mean = mean.to_local()
         square = square.to_local()
-    update = mean / (square.sqrt() + 1e-8)   # [V/ranks, H]
+    update = mean / (square.sqrt() + 1e-8)  # [V/ranks, H]
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(weight.shape[1], generator=generator).to(update)
     for _ in range(8):
