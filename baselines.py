@@ -63,9 +63,9 @@ def maxrl(r, cfg, state):
 
 
 def passk(r, cfg, state):
-    """k C(n-c, k-1)/C(n-1, k-1) for each of c right among n, 0 for a wrong one: the unbiased gradient
-    of pass@k with the leave-one-out baseline of arXiv 2505.15201, times n since ours is a mean over
-    samples."""
+    """k C(n-c, k-1)/C(n-1, k-1) for each of c right among n, 0 for a wrong one: the unbiased
+    gradient of pass@k with the leave-one-out baseline of arXiv 2505.15201, times n since ours is a
+    mean over samples."""
     n = r.shape[-1]
     k = cfg.pass_k
     right = r > 0.5
@@ -117,8 +117,8 @@ def clip_cov(ppo_clip, log_ratio, adv, cfg, t):
 
 
 def kl_cov(log_ratio, adv, cfg, t):
-    """-rho A, unclipped, and cov_kl abs(log pi - log pi_old) on the tokens of the highest covariance.
-    KL-Cov, arXiv 2505.22617."""
+    """-rho A, unclipped, and cov_kl abs(log pi - log pi_old) on the tokens of the highest
+    covariance. KL-Cov, arXiv 2505.22617."""
     cov = covariance(adv, t).masked_fill(t["mask"] == 0, -math.inf)
     chosen = highest(cov, cfg.cov_share)
     penalty = cfg.cov_kl * chosen * (t["logp"] - t["old"]).abs()
@@ -172,8 +172,8 @@ def initialise_log_z(head, width, seed, device):
 
 
 def log_z_of_prompts(head, hidden, prompt_spans):
-    """log Z [S] of each sample's prompt: the head on the mean of hidden [N,H] over the prompt's span
-    (start, end) in the row. In fp32: bf16 cannot count beyond 256."""
+    """log Z [S] of each sample's prompt: the head on the mean of hidden [N,H] over the prompt's
+    span (start, end) in the row. In fp32: bf16 cannot count beyond 256."""
     means = {}  # samples of one prompt share its span
     for start, end in prompt_spans:
         if (start, end) not in means:

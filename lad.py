@@ -20,8 +20,9 @@ departs from the papers:
   2. LAD's generators keep the factor 1/2 of the textbook definitions (the authors' code is said to
      omit it).
   3. FADE's averaging constant 0.02 is read as new = 0.98 old + 0.02 batch; rbar is the prompt's own
-     solve rate, p the whole batch's. Judgement calls: we read an account of the paper, not its code.
-  4. FADE's H is the mean of -log pi(y_t) over sampled tokens: unbiased for their mean entropy, free.
+     solve rate, p the whole batch's. Judgement calls: we know an account of the paper, not its
+     code.
+  4. FADE's H is the mean of -log pi(y_t) over sampled tokens: unbiased for their entropy, and free.
   5. Group standard deviations are torch.std (G - 1 in the denominator), as in TRL and verl.
   6. Truncated importance sampling between vLLM and the trainer is on for every objective, token by
      token (`--tis_cap 0`: off).
@@ -53,6 +54,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
+from operator import itemgetter
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -147,7 +149,7 @@ class Config(baselines.Knobs):
     kl_coef: float = knob(0.0, "weight of the k3 estimate of KL to the reference model", 0)
     ref_every: int = knob(0, "batches after which the reference becomes the policy; 0: never", 0)
     tis_cap: float = knob(2.0, "cap of the trainer/vLLM importance weight; 0: no such weight", 0)
-    aggregation: str = knob("token", "mean over tokens, over sequence means, or sum/(BG max_tokens)",
+    aggregation: str = knob("token", "mean over tokens, over sequence means, or sum/constant",
                             of="token sequence constant")
     zero_variance: str = knob("keep", "groups with equal rewards: keep, drop, or refill the batch",
                               of="keep drop refill")
@@ -202,6 +204,7 @@ def load_config(argv):
         name, values, resume = read_settings(argv, KNOBS, OBJECTIVES, __doc__)
     except ValueError as error:
         die(error)
+    # An objective may bring defaults of its own, below what a preset or a flag says
     objective = OBJECTIVES[values.get("objective", Config.objective)]
     cfg = Config(**objective.defaults | values)
     cfg.config = name
@@ -209,6 +212,7 @@ def load_config(argv):
     if not cfg.out:
         cfg.out = f"runs/{cfg.config}-{cfg.objective}-s{cfg.seed}"
 
+    # What no knob's range can say
     if cfg.prompts % cfg.minibatches:
         die(f"prompts = {cfg.prompts} does not divide into minibatches = {cfg.minibatches}")
     if cfg.objective == "passk" and cfg.pass_k > cfg.group:
@@ -224,13 +228,15 @@ def load_config(argv):
 def start_vllm(cfg, folder, device, **options):
     """An engine on this rank, or one shared by `tensor_parallel` neighbouring ranks. On a GPU it
     goes to sleep until it is needed, handing its memory to the trainer."""
+    # What vLLM reads before it is imported
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     if device.type == "cpu":
         os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
-        # else vLLM compiles one line of its sampler, for 20 seconds
+        # or vLLM compiles one line of its sampler, for 20 seconds
         torch._dynamo.config.disable = cfg.compile in ("auto", "off")
     from vllm import LLM
 
+    # Alike on every device
     settings = dict(
         tensor_parallel_size=cfg.tensor_parallel,
         distributed_executor_backend="external_launcher",  # torchrun's ranks are vLLM's workers
@@ -241,6 +247,7 @@ def start_vllm(cfg, folder, device, **options):
         use_tqdm_on_load=False,
         seed=cfg.seed,
     )
+    # Memory, and how the model is run
     if device.type == "cpu":
         settings.update(
             dtype="float32",
@@ -283,12 +290,14 @@ def named_weights(model, dtype):
 
 @contextlib.contextmanager
 def awake(llm, model, device):
-    """vLLM with the trainer's weights, for the length of the block. DO NOT TOUCH the order: the KV
-    cache comes only after the weights went over, for the trainer's are on the GPU then too."""
+    """vLLM with the trainer's weights, for the length of the block."""
+    # DO NOT TOUCH the order: the KV cache comes only after the weights went over, for until then
+    # the trainer's are gathered on the GPU too
     if device.type == "cuda":
         torch.cuda.empty_cache()
         llm.wake_up(["weights"])
 
+    # All weights, streamed: each is gathered, handed over and let go before the next
     dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
     weights = named_weights(model, dtype)
     llm.collective_rpc("reload_weights", kwargs={"weights_iterator": weights})
@@ -313,6 +322,7 @@ def generate(llm, cfg, prompt_ids, n, seed, logprobs=True, progress=False):
     from transformers import set_seed
     from vllm import SamplingParams
 
+    # What is asked for
     set_seed(seed)
     params = SamplingParams(
         n=n,
@@ -325,6 +335,7 @@ def generate(llm, cfg, prompt_ids, n, seed, logprobs=True, progress=False):
     )
     prompts = [{"prompt_token_ids": ids} for ids in prompt_ids]
 
+    # What comes back, in the same order
     groups = []
     for output in llm.generate(prompts, params, use_tqdm=progress):
         group = []
@@ -347,13 +358,15 @@ def rollout(llm, cfg, rows, n, step, use, logprobs=True):
     Rank r of W owns rows r, r + W, ..: the ranks' n-th shares together are the same rows for every
     W. Ranks that share an engine hand it all their rows, with one seed.
     """
-    first = rank() - rank() % cfg.tensor_parallel  # of the ranks that share this engine
+    # The rows of all ranks that share this engine
+    first = rank() - rank() % cfg.tensor_parallel
     shares = [rows[r :: world()] for r in range(first, first + cfg.tensor_parallel)]
     prompt_ids = [row["prompt_ids"] for share in shares for row in share]
     seed = zlib.crc32(f"{cfg.seed} {step} {use} {first}".encode())
     progress = rank() == 0 and cfg.device == "cuda"
     groups = generate(llm, cfg, prompt_ids, n, seed, logprobs=logprobs, progress=progress)
 
+    # Of what it wrote, this rank's part
     mine = rank() - first
     start = sum(len(share) for share in shares[:mine])
     end = start + len(shares[mine])
@@ -365,9 +378,9 @@ def rollout(llm, cfg, rows, n, step, use, logprobs=True):
 
 def describe(rows, groups, tokenizer):
     """Add to fresh samples what the steps after this one ask for: row, prompt, text, lost."""
-    for row, group in zip(rows, groups):
+    for row, group in zip(rows, groups, strict=True):
         texts = tokenizer.batch_decode([s["tokens"] for s in group], skip_special_tokens=True)
-        for s, text in zip(group, texts):
+        for s, text in zip(group, texts, strict=True):
             s["row"] = row
             s["prompt"] = row["prompt_ids"]
             s["text"] = text
@@ -391,7 +404,7 @@ def start_verification(verifier, samples, cfg):
 def finish_verification(samples, verdicts: Future, cfg):
     """Wait for the verdicts and set each sample's `correct` (the verifier's score, in [0, 1]),
     `reward` (what is trained on) and `failed` (why it could not be scored; "" if it was)."""
-    for s, (correct, reason) in zip(samples, verdicts.result()):
+    for s, (correct, reason) in zip(samples, verdicts.result(), strict=True):
         s["correct"] = correct
         s["reward"] = shaped_reward(s, cfg)
         # A wrong answer is a 0 like any other. A worker that was lost, or its error, or a truth
@@ -434,6 +447,7 @@ def collect(llm, cfg, tokenizer, verifier, rows, position, step, lap):
     rounds = cfg.refill_rounds if cfg.zero_variance == "refill" else 1
     groups, drawn, pending = [], [], []
     for attempt in range(rounds):
+        # Responses to the next prompts of the data
         batch = draw(rows, position, cfg.prompts, cfg.seed)
         position += cfg.prompts
         mine, fresh = rollout(llm, cfg, batch, cfg.group, step, attempt)
@@ -441,6 +455,7 @@ def collect(llm, cfg, tokenizer, verifier, rows, position, step, lap):
         drawn += fresh
         lap("rollout")
 
+        # Which of their groups are trained on
         samples = [s for group in fresh for s in group]
         verdicts = start_verification(verifier, samples, cfg)
         if cfg.zero_variance == "keep":
@@ -451,6 +466,7 @@ def collect(llm, cfg, tokenizer, verifier, rows, position, step, lap):
             groups += [group for group in fresh if has_signal(group)]
         lap("reward")
 
+        # Enough, once the rank that has fewest has its share
         if all_reduce([len(groups)], "min")[0] >= share:
             break
     return groups[:share], drawn, position, pending
@@ -458,6 +474,7 @@ def collect(llm, cfg, tokenizer, verifier, rows, position, step, lap):
 
 def evaluate(llm, cfg, tokenizer, verifier, rows, step):
     """pass@1, pass@K and the mean number of distinct right answers to a prompt, from K samples."""
+    # Responses to this rank's share of the prompts, verified
     K = cfg.eval_samples
     mine, groups = rollout(llm, cfg, rows, K, step, "eval", logprobs=False)
     describe(mine, groups, tokenizer)
@@ -474,7 +491,7 @@ def evaluate(llm, cfg, tokenizer, verifier, rows, step):
             sums[f"eval/pass@{k}"] += pass_at_k(K, len(right), k)
         sums["eval/distinct"] += len({"".join(s["text"].split()) for s in right})
     prompts, *totals = all_reduce(list(sums.values()))
-    return {key: total / prompts for key, total in zip(list(sums)[1:], totals)}
+    return {key: total / prompts for key, total in zip(list(sums)[1:], totals, strict=True)}
 
 
 # ==== 4. Advantages and objectives ==============================================================
@@ -535,6 +552,17 @@ def fade_schedule(state, cfg):
     return alpha, delta
 
 
+def fade_metrics(state, cfg):
+    """What is logged of FADE, for every objective."""
+    alpha, delta = fade_schedule(state, cfg)
+    return {
+        "fade_alpha": alpha,
+        "fade_delta": delta,
+        "fade_p": state["p"],
+        "fade_h": state["H"],
+    }
+
+
 def new_state():
     """FADE's running statistics over all ranks: p, the solve rate; H, the token entropy in nats,
     and H*, its target, both set by the first batch. They are part of each checkpoint."""
@@ -576,8 +604,8 @@ def lad(log_ratio, adv, cfg, t):
 
 
 def f_divergence(name, log_z, log_ratio, u):
-    """e^u f(z) of a generator f, from log z = log rho - u: tensors of one shape in and out. z itself
-    is never formed: it overflows long before rho and e^u do."""
+    """e^u f(z) of a generator f, from log z = log rho - u: tensors of one shape in and out. z is
+    never formed: it overflows long before rho and e^u do."""
     rho = log_ratio.exp()
     e_u = u.exp()  # e^u z = rho
     if name == "kl":  # f(z) = z log z
@@ -673,12 +701,15 @@ def policy_loss(name, logp, old_logp, adv, mask, cfg, seq=None, **more):
     """
     if adv.dim() < logp.dim():
         adv = adv.unsqueeze(-1)
+
+    # The likelihood ratio
     mask = mask.to(logp)
     log_ratio = (logp - old_logp) * mask
     if cfg.ratio == "sequence":
         log_ratio = sum_in_sequence(log_ratio, seq)
     log_ratio = log_ratio.clamp(-20, 20)  # e^20 is a broken run already; inf would hide which
 
+    # The objective's own loss
     tokens = dict(more, logp=logp, old=old_logp, mask=mask, seq=seq)
     loss, clipped = OBJECTIVES[name].loss(log_ratio, adv.expand_as(logp), cfg, tokens)
     info = {"ratio": (log_ratio.exp() * mask).detach(), "clipped": clipped * mask}
@@ -1102,9 +1133,9 @@ def remake_rotary_buffers(model, config, folder, device):
 
 
 def micro_batches(samples, cfg):
-    """Lists of samples of about micro_tokens each, the same number on every rank, since each makes a
-    sharded forward. Neighbours with one prompt stay together, to share it, in units of up to a
-    quarter of micro_tokens."""
+    """Lists of samples of about micro_tokens each, the same number on every rank, since each makes
+    a sharded forward."""
+    # Neighbours with one prompt stay together, to share it: in units of up to a quarter of a list
     units = []  # [tokens, samples]
     for s in samples:
         P = len(s["prompt"])
@@ -1116,24 +1147,23 @@ def micro_batches(samples, cfg):
         else:
             units.append([P + T, [s]])
 
+    # As many lists as the busiest rank needs
     tokens = sum(size for size, _ in units)
     n = max(math.ceil(tokens / cfg.micro_tokens), 1)
     n = int(all_reduce([n], "max")[0])
     bins = [[] for _ in range(n)]
     load = [0] * n
-    for size, part in sorted(units, key=unit_size, reverse=True):  # largest first,
-        i = load.index(min(load))  # each into the emptiest bin
+    # The largest unit first, each into the list that is emptiest
+    for size, part in sorted(units, key=itemgetter(0), reverse=True):
+        i = load.index(min(load))
         bins[i] += part
         load[i] += size
 
+    # A token that weighs nothing keeps an idle rank in step
     for part in bins:
-        if not part:  # a token that weighs nothing keeps an idle rank in step
+        if not part:
             part.append(dict(prompt=[0], tokens=[0], behaviour=[0.0], adv=0.0, scale=0.0))
     return bins
-
-
-def unit_size(unit):
-    return unit[0]
 
 
 def needs_old_logprobs(cfg):
@@ -1148,7 +1178,7 @@ def score_samples(model, key, samples, cfg, device):
     for part in micro_batches(samples, cfg):
         batch = pack(part, device)
         logp, *_ = model(batch, cfg.temperature, cfg.head_chunk)
-        for s, x in zip(part, logp.split(batch["lengths"])):
+        for s, x in zip(part, logp.split(batch["lengths"]), strict=True):
             s[key] = x
     if hasattr(model, "reshard"):
         model.reshard()  # a forward without a backward leaves the root's weights gathered
@@ -1169,12 +1199,13 @@ def batch_statistics(drawn):
         "failed": sum(s["failed"] != "" for s in samples),
         "zero_variance": sum(len(group) for group in drawn if not has_signal(group)),
     }
-    total = dict(zip(sums, all_reduce(list(sums.values()))))
+    total = dict(zip(sums, all_reduce(list(sums.values())), strict=True))
 
     batch = {}
     for key in ("reward", "solve_rate", "truncated", "response_tokens", "failed", "zero_variance"):
         batch[key] = total[key] / total["samples"]
     batch["entropy_old"] = total["surprise"] / max(total["response_tokens"], 1)
+    batch["samples"] = total["samples"]
     batch["tokens"] = int(total["response_tokens"] + total["prompt_tokens"])
     batch["samples"] = total["samples"]
     return batch
@@ -1190,8 +1221,8 @@ def set_advantages(groups, cfg, state):
     if "ref" in OBJECTIVES[cfg.objective].needs:
         state = dict(state, drift=reference_drift(groups))
     adv = advantages(cfg.objective, rewards, cfg, state)  # [B,G]
-    for group, row in zip(groups, adv.tolist()):
-        for s, a in zip(group, row):
+    for group, row in zip(groups, adv.tolist(), strict=True):
+        for s, a in zip(group, row, strict=True):
             s["adv"] = a
 
 
@@ -1206,8 +1237,8 @@ def reference_drift(groups):
 
 
 def gradient_mass(groups, cfg, samples):
-    """FADE's instrument, of any objective: the summed |W| of successes and of failures, W the weight
-    in the first update, over all the `samples` drawn. All ranks must come here."""
+    """FADE's instrument, of any objective: the summed |W| of successes and of failures over all the
+    `samples` drawn, W the weight in the first update. All ranks must come here."""
     adv = torch.tensor([s["adv"] for group in groups for s in group], dtype=torch.float64)
     right = torch.tensor([s["correct"] > 0.5 for group in groups for s in group], dtype=torch.bool)
     weight = policy_weights(cfg.objective, adv, cfg).abs()
@@ -1216,8 +1247,8 @@ def gradient_mass(groups, cfg, samples):
 
 
 def loss_inputs(samples, seq, device):
-    """What the loss wants to know of each response token [R]: adv, scale, behaviour, and old and ref
-    where they were computed."""
+    """What the loss wants to know of each response token [R]: adv, scale, behaviour, seq, and old
+    and ref where they were computed."""
     adv = torch.tensor([s["adv"] for s in samples], dtype=torch.float32)  # [S]
     scale = torch.tensor([s["scale"] for s in samples], dtype=torch.float32)  # [S]
     behaviour = [x for s in samples for x in s["behaviour"]]
@@ -1243,18 +1274,9 @@ def scaled_loss(cfg, t, logp, entropy, log_z=None, part=slice(None)):
     old = t.get("old", logp.detach())  # one update a batch: the old policy is this one
     ref = t.get("ref", logp.detach())
     mask = (t["scale"] > 0).float()
-    loss, info = policy_loss(
-        cfg.objective,
-        logp,
-        old,
-        t["adv"],
-        mask,
-        cfg,
-        t["seq"],
-        entropy=entropy.detach(),
-        ref=ref,
-        log_z=log_z,
-    )
+    known = dict(entropy=entropy.detach(), ref=ref, log_z=log_z)
+    adv, seq = t["adv"], t["seq"]
+    loss, info = policy_loss(cfg.objective, logp, old, adv, mask, cfg, seq, **known)
 
     # Truncated importance sampling: vLLM sampled from nearly, but not quite, the trainer's pi_old
     mismatch = old - t["behaviour"]
@@ -1281,7 +1303,7 @@ def accumulate_gradient(model, samples, cfg, device):
     # The denominators, over all ranks
     lengths = [len(s["tokens"]) for s in samples]
     tokens, sequences = all_reduce([sum(lengths), len(lengths)])
-    for s, length in zip(samples, lengths):
+    for s, length in zip(samples, lengths, strict=True):
         s["scale"] = token_scale(cfg, length, tokens, sequences)
 
     sharded = hasattr(model, "set_requires_gradient_sync")
@@ -1289,9 +1311,7 @@ def accumulate_gradient(model, samples, cfg, device):
     stats = []
     for i, part in enumerate(parts):
         is_last = i == len(parts) - 1
-        if (
-            sharded
-        ):  # gradients stay where they are until the last micro-batch, unless told otherwise
+        if sharded:  # gradients meet after the last micro-batch, unless told otherwise
             model.set_requires_gradient_sync(cfg.reduce_each or cfg.offload or is_last)
         batch = pack(part, device)
         inputs = loss_inputs(part, batch["seq"], device)
@@ -1302,16 +1322,17 @@ def accumulate_gradient(model, samples, cfg, device):
             gradient = partial(early_gradient, cfg, inputs)
         logp, entropy, log_z = model(batch, cfg.temperature, cfg.head_chunk, gradient)  # [R] each
         loss, rest = scaled_loss(cfg, inputs, logp, entropy, log_z)
-        (
-            loss * world()
-        ).backward()  # FSDP averages over ranks; the scale holds their sum's denominator
+
+        # FSDP takes the mean over ranks, and the scale holds the denominator of their sum
+        (loss * world()).backward()
         stats.append(torch.stack([loss, *rest]).detach())
 
+    # For the log: one wait for the device a minibatch
     stats = torch.stack(stats)  # [micro-batches, STATS]
     sums = all_reduce(stats[:, :-1].sum(0).tolist())
     largest = all_reduce([stats[:, -1].max().item()], "max")
     means = [x / max(tokens, 1) for x in sums[1:]]
-    return dict(zip(STATS, [sums[0], *means, *largest]), tokens=tokens)
+    return dict(zip(STATS, [sums[0], *means, *largest], strict=True), tokens=tokens)
 
 
 def early_gradient(cfg, inputs, part, logp, entropy):
@@ -1324,8 +1345,8 @@ def early_gradient(cfg, inputs, part, logp, entropy):
 
 
 def optimizer_step(model, optimizer, cfg):
-    """Clip and step. A gradient that is not finite, or zero (there was nothing to learn from), steps
-    nowhere. Returns the norm before clipping."""
+    """Clip and step. A gradient that is not finite, or zero (there was nothing to learn from),
+    steps nowhere. Returns the norm before clipping."""
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), cfg.grad_clip)
     if hasattr(norm, "full_tensor"):
         norm = norm.full_tensor()
@@ -1337,7 +1358,7 @@ def optimizer_step(model, optimizer, cfg):
 
 
 def copy_weights(model, reference):
-    for new, p in zip(model.parameters(), reference.parameters()):
+    for new, p in zip(model.parameters(), reference.parameters(), strict=True):
         p.data.copy_(new.data)
 
 
@@ -1352,16 +1373,6 @@ def start_verifier(cfg, row):
     except RuntimeError as error:
         die(f"the verifier cannot work here: {one_line(error)}")
     return verifier
-
-
-def refuse_failed_batch(cfg, step, share, drawn):
-    """Better no step than one on rewards that mean nothing."""
-    why = tracking.most_common([s["failed"] for group in drawn for s in group if s["failed"]])
-    die(
-        f"step {step}: {share:.0%} of its samples could not be scored (max_failed = "
-        f"{cfg.max_failed}): {why}; step {step - 1} is saved and nothing was trained on them: mend "
-        f"the verifier or the data, then --resume {cfg.out}"
-    )
 
 
 def main(argv):
@@ -1402,14 +1413,16 @@ def main(argv):
     tracking.rewind(cfg, progress["step"])
     tracking.announce(cfg, model, device, progress["step"])
     stopped = tracking.listen_for_signals()
-    over = watch()
+    over = watch()  # over other ranks: who dies or hangs is named by the others
 
+    # How good the model is before it learns anything
     if held_out and progress["step"] == 0:
         with awake(llm, model, device):
             scores = evaluate(llm, cfg, tokenizer, verifier, held_out, 0)
         tracking.log_evaluation(cfg, 0, scores)
-    if stopped():
-        tracking.leave_at_signal(cfg, stopped(), progress["step"], kept)
+    signal = stopped()
+    if signal:
+        tracking.leave_at_signal(cfg, signal, progress["step"], kept)
 
     for step in range(progress["step"] + 1, cfg.steps + 1):
         lap, clock = tracking.stopwatch()
@@ -1437,7 +1450,7 @@ def main(argv):
         if batch["failed"] > cfg.max_failed:
             if progress["step"] > kept:
                 save(progress)
-            refuse_failed_batch(cfg, step, batch["failed"], drawn)
+            tracking.refuse_batch(cfg, step, batch["failed"], drawn)
         update_state(state, batch["solve_rate"], batch["entropy_old"], cfg)
         set_advantages(groups, cfg, state)
         mass = gradient_mass(groups, cfg, batch["samples"])
@@ -1449,7 +1462,7 @@ def main(argv):
         lr = cfg.lr * min(1.0, step / max(cfg.warmup, 1))
         optimizer.param_groups[0]["lr"] = lr
         updates = []
-        for epoch in range(cfg.epochs):
+        for _ in range(cfg.epochs):
             for i in range(cfg.minibatches):
                 start = i * len(samples) // cfg.minibatches
                 end = (i + 1) * len(samples) // cfg.minibatches
@@ -1464,24 +1477,11 @@ def main(argv):
         progress["step"] = step
         progress["position"] = position
         progress["skipped"] += sum(not math.isfinite(u["grad_norm"]) for u in updates)
-        alpha, delta = fade_schedule(state, cfg)
-        fade_metrics = dict(
-            fade_alpha=alpha, fade_delta=delta, fade_p=state["p"], fade_h=state["H"]
+        metrics = dict(
+            batch, lr=lr, skipped=progress["skipped"], **mass, **fade_metrics(state, cfg)
         )
-        share = tracking.rank_one_share(model.lm_head.weight, optimizer)
-        tracking.log_step(
-            cfg,
-            step,
-            lr,
-            batch,
-            mass,
-            fade_metrics,
-            updates,
-            progress["skipped"],
-            share,
-            clock,
-            device,
-        )
+        metrics["rank_one"] = tracking.rank_one_share(model.lm_head.weight, optimizer)
+        tracking.log_step(cfg, step, metrics, updates, clock, device)
         tracking.log_samples(cfg, step, drawn)
 
         if held_out and is_due(step, cfg.eval_every, cfg.steps):
@@ -1495,6 +1495,7 @@ def main(argv):
         if signal and step < cfg.steps:
             tracking.leave_at_signal(cfg, signal, step, kept)
 
+    # A folder that others load, a picture, and a quiet end
     dtype = torch.float32 if next(model.parameters()).is_cpu else torch.bfloat16
     checkpoint.export(cfg, named_weights(model, dtype), model.config, tokenizer, folder)
     tracking.report(cfg)

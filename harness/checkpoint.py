@@ -1,5 +1,6 @@
 """
-Weights on disk: checkpoints that a run goes on from, the export that others load, the model's start.
+Weights on disk: checkpoints that a run goes on from, the export that others load, the model's
+start.
 
 No pickle is read or written: weights and Adam's moments are safetensors files, sharded, which any
 number of ranks can read, each its own slices; the rest of a run's state is JSON.
@@ -105,8 +106,8 @@ def listed(cfg):
 
 
 def find(cfg):
-    """(path, state) of the newest checkpoint of a run that is to be resumed, else None. One of other
-    settings is refused, and so is one that not all ranks see."""
+    """(path, state) of the newest checkpoint of a run that is to be resumed, else None. One of
+    other settings is refused, and so is one that not all ranks see."""
     path = None
     saved = {}
     if cfg.resume and listed(cfg):
@@ -148,8 +149,8 @@ def load(found, model, optimizer, moving):
 
 
 def load_model(model, folder):
-    """Read the weights of a Hugging Face folder into a model in place, each rank its own slices. Tied
-    weights appear once, as in the files; the head of log Z is in none."""
+    """Read the weights of a Hugging Face folder into a model in place, each rank its own slices.
+    Tied weights appear once, as in the files; the head of log Z is in none."""
     import torch.distributed.checkpoint as dcp
     from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
 

@@ -1,7 +1,7 @@
 """
-Models and rows, from local files or the Hugging Face hub: to the folder of a model, and to token ids
-with a verifiable truth. Whatever is wrong with a file or a row ends the run in one line (exit code 2)
-that says which row and what it has.
+Models and rows, from local files or the Hugging Face hub: to the folder of a model, and to token
+ids with a verifiable truth. Whatever is wrong with a file or a row ends the run in one line (exit
+code 2) that says which row and what it has.
 """
 
 import json
@@ -37,8 +37,8 @@ def download(model):
     from huggingface_hub import snapshot_download
 
     name, _, revision = model.partition("@")
-    # One list of files for who downloads and for who looks up what is there: the hub's client counts
-    # a file that nobody asked for as missing
+    # One list of files for who downloads and for who looks up what is there: the hub's client
+    # counts a file that nobody asked for as missing
     fetch = partial(
         snapshot_download,
         name,
@@ -111,8 +111,9 @@ def field(row, path, where):
 
 
 def load_data(cfg, tokenizer, evaluation=False):
-    """Rows {prompt_ids, prompt, truth} of the training or the held-out data. Duplicate and over-long
-    prompts are dropped and counted; a row that lacks a field ends the run with its number."""
+    """Rows {prompt_ids, prompt, truth} of the training or the held-out data. Duplicate and
+    over-long prompts are dropped and counted; a row that lacks a field ends the run with its
+    number."""
     source, name, split = cfg.data, cfg.data_name, cfg.data_split
     template, truth_path = cfg.prompt, cfg.truth
     if evaluation:
@@ -185,8 +186,8 @@ def fill_template(row, template, system, where):
     is_null = any(row[key] is None and f"{{{key}}}" in template for key in row)
     if not text.strip() or is_null:
         die(
-            f"{where}: its prompt is empty or a field in it is null: {text[:60]!r}; leave such rows "
-            "out"
+            f"{where}: its prompt is empty or a field in it is null: {text[:60]!r}; leave such "
+            "rows out"
         )
 
     messages = chats.get(template[1:-1])

@@ -1,10 +1,10 @@
 """
 Who else is there.
 
-Ranks meet (join), add up numbers (all_reduce), leave together when one of them has an error, and look
-after one another: when one dies or hangs, the others say which it was and leave, instead of waiting
-in a collective for hours (watch). And a run holds its folder (hold): a second one that would write
-there is told who does.
+Ranks meet (join), add up numbers (all_reduce), leave together when one of them has an error, and
+look after one another: when one dies or hangs, the others say which it was and leave, instead of
+waiting in a collective for hours (watch). And a run holds its folder (hold): a second one that
+would write there is told who does.
 """
 
 import atexit

@@ -53,8 +53,8 @@ def to_toml(values):
 
 
 def knob(default, help, low=None, high=None, of=""):
-    """A setting: its default, its help (units included), its closed range, or the names it may take,
-    separated by spaces."""
+    """A setting: its default, its help (units included), its closed range, or the names it may
+    take, separated by spaces."""
     metadata = dict(help=help, low=low, high=high, choices=tuple(of.split()))
     return dataclasses.field(default=default, metadata=metadata)
 

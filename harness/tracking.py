@@ -1,9 +1,10 @@
 """
 What a run leaves behind for people: its folder, its logs, its progress lines, and how it ends.
 
-A run's folder holds config.toml (resolved), source/ (the files as run), metrics.jsonl (an object for
-each step and each evaluation), samples.jsonl (prompts, responses, rewards), plot.png, checkpoints/
-and hf/. Lines are appended and flushed at each step; a disk too full for a line ends the run.
+A run's folder holds config.toml (resolved), source/ (the files as run), metrics.jsonl (an object
+for each step and each evaluation), samples.jsonl (prompts, responses, rewards), plot.png,
+checkpoints/ and hf/. Lines are appended and flushed at each step; a disk too full for a line ends
+the run.
 """
 
 import contextlib
@@ -53,14 +54,15 @@ def move_aside(out):
         hold(out)
     except OSError as error:
         die(
-            f"{out} holds a run that cannot be moved aside: {one_line(error)}; --resume it, or give "
-            "another --out"
+            f"{out} holds a run that cannot be moved aside: {one_line(error)}; --resume it, or "
+            "give another --out"
         )
     return aside
 
 
 def copy_source(script, folder):
-    """The files that the run is made of: the script, what it imports from beside it, the presets."""
+    """The files that the run is made of: the script, what it imports from beside it, the
+    presets."""
     here = script.parent
     files = {script, here / "configs.toml"}
     for module in list(sys.modules.values()):
@@ -177,51 +179,42 @@ def announce(cfg, model, device, step):
     )
 
 
-def log_step(cfg, step, lr, batch, mass, fade, updates, skipped, rank_one, clock, device):
-    """A line of metrics.jsonl and a line on the screen. updates: the stats of each optimizer step."""
+def log_step(cfg, step, metrics, updates, clock, device):
+    """A line of metrics.jsonl and a line on the screen. updates: the stats of each optimizer
+    step."""
     bad = [u for u in updates if not math.isfinite(u["grad_norm"])]
     if bad:
         print0(
             f"warning   step {step}: {len(bad)} of {len(updates)} optimizer steps skipped, their "
-            f"gradient was not finite ({skipped} so far)"
+            f"gradient was not finite ({metrics['skipped']} so far)"
         )
     seconds = time.time() - clock.pop("began")
     metrics = dict(
         step=step,
         objective=cfg.objective,
-        lr=lr,
-        reward=batch["reward"],
-        solve_rate=batch["solve_rate"],
-        truncated=batch["truncated"],
-        response_tokens=batch["response_tokens"],
-        failed=batch["failed"],
-        zero_variance=batch["zero_variance"],
-        **mass,
-        **fade,
-        tokens=batch["tokens"],
+        **metrics,
         **summary(updates),
-        skipped=skipped,
-        rank_one=rank_one,
         seconds=seconds,
         **clock,
-        tokens_per_second=batch["tokens"] / seconds,
+        tokens_per_second=metrics["tokens"] / seconds,
         memory_gb=memory_gb(device),
     )
     append(cfg, "metrics.jsonl", **metrics)
-    print0(
-        "step {step:5d}/{steps}  reward {reward:6.3f}  entropy {entropy:5.3f}  "
-        "|g| {grad_norm:7.3f}  length {response_tokens:6.1f}  vllm-kl {rollout_kl:.1e}  "
-        "{seconds:6.2f} s (gen {seconds_rollout:.2f}, train {seconds_train:.2f})  "
-        "{tokens_per_second:7,.0f} tok/s  eta {left:.1f} min".format(
-            **metrics, steps=cfg.steps, left=(cfg.steps - step) * seconds / 60
-        )
-    )
+    print0(PROGRESS.format(**metrics, steps=cfg.steps, left=(cfg.steps - step) * seconds / 60))
+
+
+PROGRESS = (
+    "step {step:5d}/{steps}  reward {reward:6.3f}  entropy {entropy:5.3f}  |g| {grad_norm:7.3f}  "
+    "length {response_tokens:6.1f}  vllm-kl {rollout_kl:.1e}  {seconds:6.2f} s "
+    "(gen {seconds_rollout:.2f}, train {seconds_train:.2f})  {tokens_per_second:7,.0f} tok/s  "
+    "eta {left:.1f} min"
+)
 
 
 def summary(updates):
-    """Means over the optimizer steps of a batch, and the largest ratio; 0 if there was none. Left out
-    are steps without a token (all of their groups were dropped) and those that were skipped since
-    their gradient was not finite: their NaN would be the log's."""
+    """Means over the optimizer steps of a batch, and the largest ratio; 0 if there was none. Left
+    out are steps without a token (all of their groups were dropped) and those that were skipped
+    since their gradient was not finite: their NaN would be the log's."""
     counted = [u for u in updates if u["tokens"] and math.isfinite(u["grad_norm"])]
     found = {}
     for key in ("loss", "entropy", "clipped", "tis_mean", "rollout_kl", "kl", "grad_norm"):
@@ -264,9 +257,15 @@ def log_evaluation(cfg, step, scores, drawn=()):
         print0(f"  trained on  {prompt!r} -> {s['text'][:80]!r}  reward {s['reward']:g}")
 
 
-def most_common(reasons):
-    """ "3 x this, 1 x that": the three most frequent."""
-    return ", ".join(f"{n} x {reason}" for reason, n in Counter(reasons).most_common(3))
+def refuse_batch(cfg, step, share, drawn):
+    """Better no step than one on rewards that mean nothing. Exits with code 2."""
+    reasons = Counter(s["failed"] for group in drawn for s in group if s["failed"])
+    why = ", ".join(f"{n} x {reason}" for reason, n in reasons.most_common(3))
+    die(
+        f"step {step}: {share:.0%} of its samples could not be scored (max_failed = "
+        f"{cfg.max_failed}): {why}; step {step - 1} is saved and nothing was trained on them: mend "
+        f"the verifier or the data, then --resume {cfg.out}"
+    )
 
 
 def report(cfg):
