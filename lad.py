@@ -37,8 +37,17 @@ Run it:
 
 Conventions. B prompts, G responses to each; N tokens of a packed row, R of them response tokens; H
 hidden, V vocabulary; S sequences. A "row" is a prompt with its verifiable truth, a "sample" one
-response, a dictionary that grows: tokens and behaviour (vLLM's log-probs) from the rollout, correct
-and reward from the verifier, old and ref (the trainer's log-probs), then adv and scale.
+response, a dictionary that grows:
+
+    tokens, behaviour, truncated    the rollout's: token ids, vLLM's log-probs, cut at max_tokens?
+    row, prompt, text               where it belongs, and what the verifier reads
+    lost                            its log-probs are not finite: scored, but never trained on
+    correct                         what the verifier said, in [0, 1]: solve rates, difficulty
+    failed                          why it could not say: no success, no failure; in no statistic
+    reward                          what is trained on: correct, shaped
+    old, ref                        the trainer's log-probs under pi_old and the reference
+    adv, scale                      its advantage, and the weight of its tokens in the loss
+
 Log-probabilities are in nats, at the sampling temperature.
 """
 
@@ -138,6 +147,7 @@ class Config(baselines.Knobs):
     ratio: str = knob("token", "pi_theta/pi_old of a token or of its sequence", of="token sequence")
     clip_low: float = knob(0.2, "PPO clips the ratio below 1 - this", 0, 1)
     clip_high: float = knob(0.28, "and above 1 + this (clip-higher, DAPO)", 0)
+    dual_clip: float = knob(0.0, "PPO: cap of the ratio where A < 0 (verl's is 3); 0: none", 0)
     eta: float = knob(0.25, "LAD: temperature of the target e^(A/eta)", 1e-3)
     divergence: str = knob("js", "LAD: generator f", of="kl rkl jf js hd tv kl_c rkl_c")
     alpha: float = knob(2.0, "power: focus on hard prompts, (1 - rbar)^(alpha - 1)", 0)
@@ -156,7 +166,7 @@ class Config(baselines.Knobs):
     refill_rounds: int = knob(3, "rounds of generation at most for one batch, with refill", 1)
     overlong: str = knob("keep", "truncated responses: keep, mask, or shape (DAPO's soft penalty)",
                          of="keep mask shape")
-    overlong_buffer: int = knob(2048, "shape: last tokens, over which the penalty grows to 1", 1)
+    overlong_buffer: int = knob(2048, "shape: last tokens, over which the penalty grows to 1/2", 1)
 
     # optimization
     minibatches: int = knob(1, "optimizer steps in one pass over a rollout batch", 1)
@@ -204,15 +214,26 @@ def load_config(argv):
         name, values, resume = read_settings(argv, KNOBS, OBJECTIVES, __doc__)
     except ValueError as error:
         die(error)
-    # An objective may bring defaults of its own, below what a preset or a flag says
+    # An objective may bring defaults of its own, below what a preset or a flag says, and the ratio
+    # of a sequence brings its aggregation
     objective = OBJECTIVES[values.get("objective", Config.objective)]
-    cfg = Config(**objective.defaults | values)
+    defaults = dict(objective.defaults)
+    if values.get("ratio") == "sequence":
+        defaults.setdefault("aggregation", "sequence")
+    cfg = Config(**defaults | values)
     cfg.config = name
     cfg.resume = resume
     if not cfg.out:
         cfg.out = f"runs/{cfg.config}-{cfg.objective}-s{cfg.seed}"
 
     # What no knob's range can say
+    if objective.of_sequences or cfg.ratio == "sequence":
+        if cfg.aggregation != "sequence":
+            die(
+                f"aggregation = {cfg.aggregation} would count a loss of whole sequences once for "
+                f"each of their tokens ({cfg.objective}, ratio = {cfg.ratio}): say aggregation = "
+                "sequence"
+            )
     if cfg.prompts % cfg.minibatches:
         die(f"prompts = {cfg.prompts} does not divide into minibatches = {cfg.minibatches}")
     if cfg.objective == "passk" and cfg.pass_k > cfg.group:
@@ -402,18 +423,14 @@ def start_verification(verifier, samples, cfg):
 
 
 def finish_verification(samples, verdicts: Future, cfg):
-    """Wait for the verdicts and set each sample's `correct` (the verifier's score, in [0, 1]),
-    `reward` (what is trained on) and `failed` (why it could not be scored; "" if it was)."""
+    """Wait for the verdicts and set each sample's `correct`, `failed` and `reward`."""
     for s, (correct, reason) in zip(samples, verdicts.result(), strict=True):
         s["correct"] = correct
-        s["reward"] = shaped_reward(s, cfg)
         # A wrong answer is a 0 like any other. A worker that was lost, or its error, or a truth
         # that cannot be read, is the verifier's failure: those reasons have a colon, or this name
-        s["failed"] = ""
-        if s["lost"]:
-            s["failed"] = "log-prob not finite"
-        elif ":" in reason or reason == "truth unparsable":
-            s["failed"] = reason
+        is_failure = ":" in reason or reason == "truth unparsable"
+        s["failed"] = reason if is_failure else ""
+        s["reward"] = shaped_reward(s, cfg)
 
 
 def shaped_reward(sample, cfg):
@@ -425,25 +442,31 @@ def shaped_reward(sample, cfg):
 
 
 def overlong_penalty(length, cfg):
-    """Rises from 0 to 1 over the last overlong_buffer tokens. DAPO, arXiv 2503.14476, eq. 13."""
+    """Rises from 0 to 1/2 over the last overlong_buffer tokens. DAPO, arXiv 2503.14476, eq. 13, has
+    1 where a right and a wrong answer are 2 apart; here they are 1 apart."""
     over = length - (cfg.max_tokens - cfg.overlong_buffer)
-    return min(max(over / cfg.overlong_buffer, 0.0), 1.0)
+    return 0.5 * min(max(over / cfg.overlong_buffer, 0.0), 1.0)
+
+
+def scorable(group):
+    """The samples of which the verifier could say whether they are right."""
+    return [s for s in group if not s["failed"]]
 
 
 def has_signal(group):
-    """Whether rewards differ within a group; if not, most advantages are zero throughout it."""
-    return len({s["reward"] for s in group}) > 1
+    """Whether some of a group are right and others wrong; if not, most advantages are 0. What the
+    verifier said counts: a penalty for length alone makes no signal."""
+    return len({s["correct"] for s in scorable(group)}) > 1
 
 
 def collect(llm, cfg, tokenizer, verifier, rows, position, step, lap):
-    """Groups for one batch: (those to train on, all that were drawn, new position in the data,
+    """Groups for one batch: (this rank's to train on, all that it drew, new position in the data,
     [(samples, verdicts)] that are still to be finished).
 
     zero_variance = keep: one round, verified while the caller computes log-probs. drop and refill
-    must look at the rewards to choose groups, so there nothing is left to be finished. refill draws
-    until every rank has its share, refill_rounds times at most.
+    must look at the verdicts to choose groups, so there nothing is left to be finished. refill
+    draws until the ranks together have cfg.prompts groups, refill_rounds times at most.
     """
-    share = cfg.prompts // world()
     rounds = cfg.refill_rounds if cfg.zero_variance == "refill" else 1
     groups, drawn, pending = [], [], []
     for attempt in range(rounds):
@@ -466,10 +489,24 @@ def collect(llm, cfg, tokenizer, verifier, rows, position, step, lap):
             groups += [group for group in fresh if has_signal(group)]
         lap("reward")
 
-        # Enough, once the rank that has fewest has its share
-        if all_reduce([len(groups)], "min")[0] >= share:
+        # The ranks together have enough
+        if all_reduce([len(groups)])[0] >= cfg.prompts:
             break
-    return groups[:share], drawn, position, pending
+    return groups[: even_share(len(groups), cfg.prompts)], drawn, position, pending
+
+
+def even_share(mine, wanted):
+    """How many of its groups this rank keeps, so that all keep `wanted` together, or all that there
+    are, as evenly as they can."""
+    counts = [0] * world()
+    counts[rank()] = mine
+    counts = all_reduce(counts)
+    kept = [0] * world()
+    while sum(kept) < min(wanted, sum(counts)):
+        for r in range(world()):  # one more for each that has one, in turn
+            if kept[r] < counts[r] and sum(kept) < wanted:
+                kept[r] += 1
+    return kept[rank()]
 
 
 def evaluate(llm, cfg, tokenizer, verifier, rows, step):
@@ -513,33 +550,35 @@ def grpo(r, cfg, state):
 # FADE: Focal Advantage with Dynamic Entropy, arXiv 2607.01490
 
 
-def focal(r, alpha, delta):
-    """A = (1 - rbar)^(alpha - 1) (r - rbar), divided by delta where r < rbar."""
+def focal(r, correct, alpha, delta):
+    """A = (1 - p)^(alpha - 1) (r - rbar), divided by delta where r < rbar. p is the share of the
+    prompt's responses that are correct: rbar, unless rewards are shaped."""
     rbar = r.mean(-1, keepdim=True)
-    focus = (1 - rbar).clamp_min(0) ** (alpha - 1)  # rare successes weigh more
-    a = focus * (r - rbar)
+    missed = (1 - correct.mean(-1, keepdim=True)).clamp_min(0)
+    focus = missed ** (alpha - 1)  # rare successes weigh more
+    a = torch.where(missed > 0, focus * (r - rbar), r - rbar)  # 0^-1, where alpha is under 1
     return torch.where(r >= rbar, a, a / delta)
 
 
 def fade(r, cfg, state):
     """focal() with alpha and delta from the running solve rate and entropy."""
     alpha, delta = fade_schedule(state, cfg)
-    return focal(r, alpha, delta)
+    return focal(r, state.get("correct", r), alpha, delta)
 
 
 def power(r, cfg, state):
     """FADE's first half: Power(alpha)."""
-    return focal(r, cfg.alpha, 1.0)
+    return focal(r, state.get("correct", r), cfg.alpha, 1.0)
 
 
 def asym(r, cfg, state):
     """FADE's second half: AsymGRPO(delta)."""
-    return focal(r, 1.0, cfg.delta)
+    return focal(r, state.get("correct", r), 1.0, cfg.delta)
 
 
 def power_asym(r, cfg, state):
     """Both, with alpha and delta that stay."""
-    return focal(r, cfg.alpha, cfg.delta)
+    return focal(r, state.get("correct", r), cfg.alpha, cfg.delta)
 
 
 def fade_schedule(state, cfg):
@@ -587,6 +626,8 @@ def ppo_clip(log_ratio, adv, cfg, t):
     """-min(rho A, clip(rho, 1 - clip_low, 1 + clip_high) A). PPO, arXiv 1707.06347; clip_high
     beyond clip_low is DAPO's clip-higher, arXiv 2503.14476."""
     ratio = log_ratio.exp()
+    if cfg.dual_clip:  # else rho A has no end where A < 0. arXiv 1912.09729; TRL calls it delta
+        ratio = torch.where(adv < 0, ratio.clamp(max=cfg.dual_clip), ratio)
     free = ratio * adv
     clipped = ratio.clamp(1 - cfg.clip_low, 1 + cfg.clip_high) * adv
     return -torch.minimum(free, clipped), clipped < free
@@ -599,8 +640,18 @@ def lad(log_ratio, adv, cfg, t):
     """e^u f(z), z = rho e^(-u), u = A/eta: pulls the ratio to e^u, where PPO would push it up or
     down without end. Its gradient with respect to log rho is rho f'(z)."""
     u = (adv / cfg.eta).clamp(-60, 60)  # fp32 ends at e^88; e^60 is all of any group's mass
-    loss = f_divergence(cfg.divergence, log_ratio - u, log_ratio, u)
+    loss = f_divergence(generator(cfg), log_ratio - u, log_ratio, u)
     return loss, torch.zeros_like(u, dtype=torch.bool)  # nothing is clipped
+
+
+def generator(cfg):
+    """The name of f. kl and rkl are centred (see f_divergence) where f'(1) (z - 1) is no longer 0
+    in expectation: when a token's weight depends on the length of its response, it is a drift in
+    length, as large as a real gradient."""
+    by_length = cfg.ratio == "token" and cfg.aggregation == "sequence"
+    if cfg.divergence in ("kl", "rkl") and by_length:
+        return f"{cfg.divergence}_c"
+    return cfg.divergence
 
 
 def f_divergence(name, log_z, log_ratio, u):
@@ -667,14 +718,18 @@ class Objective:
     needs: tuple = ()
     # does a token's loss depend on no other token's? Then its gradient is known with its log-prob
     local: bool = True
+    # is the loss of a token its whole sequence's?
+    of_sequences: bool = False
+    # does a group of equal rewards move the policy?
+    learns_from_equal: bool = False
     # of Config, where they belong to the method; presets and flags go first
     defaults: dict = dataclasses.field(default_factory=dict)
 
 
 OBJECTIVES = {
     "grpo": Objective(grpo),
-    "lad": Objective(grpo, lad),
-    "lad_anchor": Objective(lad_anchor, needs=("ref",)),
+    "lad": Objective(grpo, lad, learns_from_equal=True),  # back to pi_old, after the first update
+    "lad_anchor": Objective(lad_anchor, needs=("ref",), learns_from_equal=True),
     "fade": Objective(fade),
     "power": Objective(power),
     "asym": Objective(asym),
@@ -686,8 +741,9 @@ baselines.add_rows(OBJECTIVES, Objective, grpo, ppo_clip, sum_in_sequence)
 
 
 def advantages(name, rewards, cfg, state):
-    """Advantages [B,G] of the rewards [B,G] of B groups. `state` is new_state()'s, with drift where
-    the objective needs a reference."""
+    """Advantages [B,G] of the rewards [B,G] of B groups. `state` is new_state()'s; with
+    correct [B,G], what the verifier said, where rewards are shaped, and drift [B,G] where the
+    objective needs a reference."""
     return OBJECTIVES[name].advantage(rewards, cfg, state)
 
 
@@ -705,26 +761,31 @@ def policy_loss(name, logp, old_logp, adv, mask, cfg, seq=None, **more):
     # The likelihood ratio
     mask = mask.to(logp)
     log_ratio = (logp - old_logp) * mask
+    bounded = log_ratio.clamp(-20, 20)  # e^20 is a broken run already; inf would hide which
     if cfg.ratio == "sequence":
+        # 8,192 tokens get there at 0.0024 nats each: bound the value, and keep its pull
         log_ratio = sum_in_sequence(log_ratio, seq)
-    log_ratio = log_ratio.clamp(-20, 20)  # e^20 is a broken run already; inf would hide which
+        bounded = log_ratio + (log_ratio.clamp(-20, 20) - log_ratio).detach()
 
     # The objective's own loss
     tokens = dict(more, logp=logp, old=old_logp, mask=mask, seq=seq)
-    loss, clipped = OBJECTIVES[name].loss(log_ratio, adv.expand_as(logp), cfg, tokens)
-    info = {"ratio": (log_ratio.exp() * mask).detach(), "clipped": clipped * mask}
+    loss, clipped = OBJECTIVES[name].loss(bounded, adv.expand_as(logp), cfg, tokens)
+    info = {"ratio": (bounded.exp() * mask).detach(), "clipped": clipped * mask}
     return loss * mask, info
 
 
 def token_scale(cfg, length, total_tokens, total_sequences):
-    """The weight of a token's loss in the step's loss, for a sample of this length. The totals are
-    over all ranks and micro-batches of the optimizer step, which is why the gradient does not
-    depend on how the batch is split (but for clip_cov and kl_cov, which look at a micro-batch)."""
+    """The weight of a token's loss in the step's loss, for a sample with `length` trained tokens.
+    The totals are of what is trained, over all ranks and micro-batches of the optimizer step, which
+    is why the gradient does not depend on how the batch is split (but for clip_cov and kl_cov,
+    which look at a micro-batch)."""
     if cfg.aggregation == "token":  # DAPO, arXiv 2503.14476
         return 1 / max(total_tokens, 1)
     if cfg.aggregation == "sequence":  # GRPO, arXiv 2402.03300
         return 1 / (max(length, 1) * total_sequences)
-    return 1 / (cfg.max_tokens * total_sequences)  # "constant": Dr. GRPO, arXiv 2503.20783
+    # "constant": Dr. GRPO, arXiv 2503.20783: the same whatever is masked, dropped or cut
+    samples = cfg.prompts * cfg.group / cfg.minibatches
+    return 1 / (cfg.max_tokens * samples)
 
 
 def k3(logp, ref_logp):
@@ -1188,23 +1249,29 @@ def batch_statistics(drawn):
     """Means over the samples of all ranks, dropped groups included. entropy_old is that of a token,
     in nats: the mean of -log pi_old(y_t), unbiased for it, and there already."""
     samples = [s for group in drawn for s in group]
+    scored = scorable(samples)
+    whole = [s for s in samples if not s["lost"]]
     sums = {
         "samples": len(samples),
-        "reward": sum(s["reward"] for s in samples),
-        "solve_rate": sum(s["correct"] > 0.5 for s in samples),
+        "scored": len(scored),
+        "reward": sum(s["reward"] for s in scored),
+        "solve_rate": sum(s["correct"] > 0.5 for s in scored),
         "truncated": sum(s["truncated"] for s in samples),
         "response_tokens": sum(len(s["tokens"]) for s in samples),
         "prompt_tokens": sum(len(s["prompt"]) for s in samples),
-        "surprise": -sum(sum(s["behaviour"]) for s in samples),
-        "failed": sum(s["failed"] != "" for s in samples),
+        "surprise": -sum(sum(s["behaviour"]) for s in whole),
+        "surprising_tokens": sum(len(s["behaviour"]) for s in whole),
+        "failed": sum(bool(s["failed"] or s["lost"]) for s in samples),
         "zero_variance": sum(len(group) for group in drawn if not has_signal(group)),
     }
     total = dict(zip(sums, all_reduce(list(sums.values())), strict=True))
 
     batch = {}
-    for key in ("reward", "solve_rate", "truncated", "response_tokens", "failed", "zero_variance"):
+    for key in ("reward", "solve_rate"):
+        batch[key] = total[key] / max(total["scored"], 1)
+    for key in ("truncated", "response_tokens", "failed", "zero_variance"):
         batch[key] = total[key] / total["samples"]
-    batch["entropy_old"] = total["surprise"] / max(total["response_tokens"], 1)
+    batch["entropy_old"] = total["surprise"] / max(total["surprising_tokens"], 1)
     batch["samples"] = total["samples"]
     batch["tokens"] = int(total["response_tokens"] + total["prompt_tokens"])
     batch["samples"] = total["samples"]
@@ -1213,21 +1280,35 @@ def batch_statistics(drawn):
 
 def set_advantages(groups, cfg, state):
     """Give each sample its advantage; `state` is FADE's, with this batch in it. HACK HERE for what
-    is not a function of a group's rewards; for what is, add a row to OBJECTIVES."""
-    if not groups:  # a rank whose groups were all dropped
-        return
-    rewards = [[s["reward"] for s in group] for group in groups]
-    rewards = torch.tensor(rewards, dtype=torch.float64)  # [B,G]
-    if "ref" in OBJECTIVES[cfg.objective].needs:
-        state = dict(state, drift=reference_drift(groups))
-    adv = advantages(cfg.objective, rewards, cfg, state)  # [B,G]
-    for group, row in zip(groups, adv.tolist(), strict=True):
-        for s, a in zip(group, row, strict=True):
-            s["adv"] = a
+    is not a function of a group's rewards; for what is, add a row to OBJECTIVES.
+
+    A sample that could not be scored has none (0), and is in no mean and no deviation of its
+    group's: so groups are taken together that have as many scorable samples, n of G.
+    """
+    by_size = {}
+    for group in groups:
+        for s in group:
+            s["adv"] = 0.0
+        if len(scorable(group)) > 1:
+            by_size.setdefault(len(scorable(group)), []).append(scorable(group))
+
+    for part in by_size.values():
+        rewards = tensor_of("reward", part)  # [B,n]
+        known = dict(state, correct=tensor_of("correct", part))
+        if "ref" in OBJECTIVES[cfg.objective].needs:
+            known["drift"] = reference_drift(part)
+        adv = advantages(cfg.objective, rewards, cfg, known)  # [B,n]
+        for group, row in zip(part, adv.tolist(), strict=True):
+            for s, a in zip(group, row, strict=True):
+                s["adv"] = a
+
+
+def tensor_of(key, groups):
+    return torch.tensor([[s[key] for s in group] for group in groups], dtype=torch.float64)
 
 
 def reference_drift(groups):
-    """log pi_old(y|x) - log pi_ref(y|x) of whole responses [B,G]; 0 of an empty one."""
+    """log pi_old(y|x) - log pi_ref(y|x) of whole responses [B,n]; 0 of an empty one."""
     drift = torch.zeros(len(groups), len(groups[0]), dtype=torch.float64)
     for i, group in enumerate(groups):
         for j, s in enumerate(group):
@@ -1239,11 +1320,25 @@ def reference_drift(groups):
 def gradient_mass(groups, cfg, samples):
     """FADE's instrument, of any objective: the summed |W| of successes and of failures over all the
     `samples` drawn, W the weight in the first update. All ranks must come here."""
-    adv = torch.tensor([s["adv"] for group in groups for s in group], dtype=torch.float64)
-    right = torch.tensor([s["correct"] > 0.5 for group in groups for s in group], dtype=torch.bool)
+    scored = [s for group in groups for s in scorable(group)]
+    adv = torch.tensor([s["adv"] for s in scored], dtype=torch.float64)
+    right = torch.tensor([s["correct"] > 0.5 for s in scored], dtype=torch.bool)
     weight = policy_weights(cfg.objective, adv, cfg).abs()
     success, failure = all_reduce([weight[right].sum().item(), weight[~right].sum().item()])
     return {"mass_success": success / samples, "mass_failure": failure / samples}
+
+
+def is_trained_on(sample, cfg):
+    """Whether a sample is part of the update."""
+    if not sample["tokens"] or sample["lost"] or sample["failed"]:
+        return False
+    return not (sample["truncated"] and cfg.overlong == "mask")
+
+
+def trained_tokens(sample):
+    """How many of a response's tokens are trained on: all, unless the sample has a `mask` [T] of 0
+    and 1. HACK HERE, or rather where samples are described: a mask is all that it takes."""
+    return sum(sample["mask"]) if "mask" in sample else len(sample["tokens"])
 
 
 def loss_inputs(samples, seq, device):
@@ -1257,6 +1352,10 @@ def loss_inputs(samples, seq, device):
     t["adv"] = t["adv"].index_select(0, seq)
     t["scale"] = t["scale"].index_select(0, seq)
     t["seq"] = seq
+    if any("mask" in s for s in samples):
+        masks = [s.get("mask", [1] * len(s["tokens"])) for s in samples]
+        mask = torch.tensor([x for mask in masks for x in mask], dtype=torch.float32)  # [R]
+        t["scale"] = t["scale"] * mask.to(device)
     for key in ("old", "ref"):  # on the device already
         if key in samples[0]:
             t[key] = torch.cat([s[key] for s in samples])
@@ -1301,7 +1400,7 @@ def accumulate_gradient(model, samples, cfg, device):
     """Backward over this rank's share of one minibatch. Gradients end up summed over micro-batches
     and ranks. Returns {stat: its mean over the tokens of all ranks}."""
     # The denominators, over all ranks
-    lengths = [len(s["tokens"]) for s in samples]
+    lengths = [trained_tokens(s) for s in samples]
     tokens, sequences = all_reduce([sum(lengths), len(lengths)])
     for s, length in zip(samples, lengths, strict=True):
         s["scale"] = token_scale(cfg, length, tokens, sequences)
@@ -1382,6 +1481,11 @@ def main(argv):
     cfg = load_config(argv)
     device = join(cfg)
     claim(cfg, HERE)
+    if cfg.zero_variance != "keep" and OBJECTIVES[cfg.objective].learns_from_equal:
+        print0(
+            f"note      {cfg.objective} learns from groups of equal rewards too, which "
+            f"zero_variance = {cfg.zero_variance} leaves out"
+        )
     folder = find_model(cfg)
     found = checkpoint.find(cfg)
     tokenizer = load_tokenizer(folder)
@@ -1424,6 +1528,7 @@ def main(argv):
     if signal:
         tracking.leave_at_signal(cfg, signal, progress["step"], kept)
 
+    barren = 0  # batches in a row of which no optimizer step could be taken
     for step in range(progress["step"] + 1, cfg.steps + 1):
         lap, clock = tracking.stopwatch()
 
@@ -1456,9 +1561,7 @@ def main(argv):
         mass = gradient_mass(groups, cfg, batch["samples"])
 
         # The update: `epochs` passes over the batch, `minibatches` optimizer steps in each
-        samples = [s for s in samples if not s["lost"]]
-        if cfg.overlong == "mask":
-            samples = [s for s in samples if not s["truncated"]]
+        samples = [s for s in samples if is_trained_on(s, cfg)]
         lr = cfg.lr * min(1.0, step / max(cfg.warmup, 1))
         optimizer.param_groups[0]["lr"] = lr
         updates = []
@@ -1476,10 +1579,13 @@ def main(argv):
         # The rest is diagnostics, evaluation and checkpoints
         progress["step"] = step
         progress["position"] = position
-        progress["skipped"] += sum(not math.isfinite(u["grad_norm"]) for u in updates)
+        skipped = sum(not math.isfinite(u["grad_norm"]) for u in updates)
+        progress["skipped"] += skipped
+        barren = barren + 1 if skipped == len(updates) else 0
         metrics = dict(
             batch, lr=lr, skipped=progress["skipped"], **mass, **fade_metrics(state, cfg)
         )
+        metrics["trained"] = all_reduce([len(samples)])[0] / batch["samples"]
         metrics["rank_one"] = tracking.rank_one_share(model.lm_head.weight, optimizer)
         tracking.log_step(cfg, step, metrics, updates, clock, device)
         tracking.log_samples(cfg, step, drawn)
@@ -1488,6 +1594,9 @@ def main(argv):
             with awake(llm, model, device):
                 scores = evaluate(llm, cfg, tokenizer, verifier, held_out, step)
             tracking.log_evaluation(cfg, step, scores, drawn)
+        if barren == MOST_BARREN:
+            save(progress)
+            tracking.refuse_gradients(cfg, step, barren)
         signal = stopped()
         if signal or is_due(step, cfg.checkpoint_every, cfg.steps):
             if save(progress):
@@ -1501,6 +1610,9 @@ def main(argv):
     tracking.report(cfg)
     verifier.close()
     leave(over)
+
+
+MOST_BARREN = 3  # as many are no accident
 
 
 def is_due(step, every, last):

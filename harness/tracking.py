@@ -259,12 +259,26 @@ def log_evaluation(cfg, step, scores, drawn=()):
 
 def refuse_batch(cfg, step, share, drawn):
     """Better no step than one on rewards that mean nothing. Exits with code 2."""
-    reasons = Counter(s["failed"] for group in drawn for s in group if s["failed"])
+    reasons = Counter()
+    for s in (s for group in drawn for s in group):
+        if s["lost"]:
+            reasons["log-prob not finite"] += 1
+        elif s["failed"]:
+            reasons[s["failed"]] += 1
     why = ", ".join(f"{n} x {reason}" for reason, n in reasons.most_common(3))
     die(
         f"step {step}: {share:.0%} of its samples could not be scored (max_failed = "
         f"{cfg.max_failed}): {why}; step {step - 1} is saved and nothing was trained on them: mend "
         f"the verifier or the data, then --resume {cfg.out}"
+    )
+
+
+def refuse_gradients(cfg, step, batches):
+    """A run that takes no step learns nothing. Exits with code 2."""
+    die(
+        f"step {step}: not one optimizer step of the last {batches} batches was taken, their "
+        f"gradients are not finite; the weights are those of step {step - batches}, and saved: look "
+        f"at ratio_max and rollout_kl in metrics.jsonl, or take a smaller lr = {cfg.lr}"
     )
 
 
