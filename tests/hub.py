@@ -1,27 +1,30 @@
 """
-A Hugging Face hub on loopback: as much of its protocol as huggingface_hub and datasets speak when they look a repository up and download it.
+A Hugging Face hub on loopback: as much of its protocol as huggingface_hub and datasets speak when
+they look a repository up and download it.
 
     with Hub() as hub:
-        hub.add("models", "org/model", folder)          # or "datasets"; the files of the folder and a card
-        subprocess.run(..., env=os.environ | hub.env(home))
-        hub.requests                                     # ["GET /api/models/org/model/revision/main", ...]
+        hub.add("models", "org/model", folder)          # or "datasets"; the files of the folder and
+        a card subprocess.run(..., env=os.environ | hub.env(home)) hub.requests
+        # ["GET /api/models/org/model/revision/main", ...]
 
-What the real one does and this one does too: a name and a branch become a commit; trees; etags (the git hash of a small file, the sha256 of a
-large one, which it redirects to another address); ranges; 401 with a reason for gated and unknown repositories.
+What the real one does and this one does too: a name and a branch become a commit; trees; etags (the
+git hash of a small file, the sha256 of a large one, which it redirects to another address); ranges;
+401 with a reason for gated and unknown repositories.
 """
+
 import contextlib, hashlib, http.server, json, re, threading
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-LARGE = 100_000   # bytes from which a file is in large-file storage
+LARGE = 100_000  # bytes from which a file is in large-file storage
 
 
 class Repository:
     def __init__(self, folder):
         self.folder = folder
-        self.gated = False      # True: content is for the token hf_letMeIn alone
-        self.breaks_at = []     # for each of the next downloads of a large file, the byte at which it breaks off
-        self.commits = {}       # {hash: {file: content}}
+        self.gated = False  # True: content is for the token hf_letMeIn alone
+        self.breaks_at = []  # for each of the next downloads of a large file, the byte at which it breaks off
+        self.commits = {}  # {hash: {file: content}}
         self.revisions = {"main": self.commit()}
 
     def commit(self):
@@ -66,9 +69,11 @@ def tree(files, inside, recursive):
     found = {}
     for path, content in files.items():
         if path.startswith(inside):
-            first, deeper, _ = path[len(inside):].partition("/")
+            first, deeper, _ = path[len(inside) :].partition("/")
             if deeper:
-                found[first] = dict(type="directory", path=inside + first, size=0, oid=oid(first.encode()))
+                found[first] = dict(
+                    type="directory", path=inside + first, size=0, oid=oid(first.encode())
+                )
             if recursive or not deeper:
                 found[path] = entry(path, content)
     return list(found.values())
@@ -99,7 +104,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
         posted = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         path = unquote(urlsplit(self.path).path)
         self.server.hub.requests.append(f"{self.command} {path}")
-        api = re.fullmatch(r"/api/(models|datasets)/([^/]+/[^/]+)(?:/(revision|tree|paths-info)/([^/]+)(?:/(.*))?)?", path)
+        api = re.fullmatch(
+            r"/api/(models|datasets)/([^/]+/[^/]+)(?:/(revision|tree|paths-info)/([^/]+)(?:/(.*))?)?",
+            path,
+        )
         file = re.fullmatch(r"(?:/(datasets))?/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path)
         storage = re.fullmatch(r"/storage/(\w+)", path)
         if storage:
@@ -108,10 +116,16 @@ class Handler(http.server.BaseHTTPRequestHandler):
             return self.refuse(404, "EntryNotFound", "no such page")
         kind, name = api.group(1, 2) if api else (file[1] or "models", file[2])
         repository = self.server.hub.repositories.get((kind, name))
-        if repository is None:   # to whoever has no token, the hub does not tell what is private from what is not there
+        if (
+            repository is None
+        ):  # to whoever has no token, the hub does not tell what is private from what is not there
             return self.refuse(401, "RepoNotFound", "Repository not found")
         if repository.gated and self.headers.get("Authorization") != "Bearer hf_letMeIn" and file:
-            return self.refuse(401, "GatedRepo", f"Access to model {name} is restricted. You must have access to it and be authenticated to access it.")
+            return self.refuse(
+                401,
+                "GatedRepo",
+                f"Access to model {name} is restricted. You must have access to it and be authenticated to access it.",
+            )
         revision = (api[4] if api else file[3]) or "main"
         try:
             commit, files = repository.find(revision)
@@ -120,12 +134,30 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if file:
             return self.send_file(repository, commit, files, file[4])
         if api[3] == "tree":
-            return self.answer(200, tree(files, f"{api[5]}/" if api[5] else "", "recursive=true" in self.path.lower()))
+            return self.answer(
+                200,
+                tree(files, f"{api[5]}/" if api[5] else "", "recursive=true" in self.path.lower()),
+            )
         if api[3] == "paths-info":
-            asked = re.findall(r"paths=([^&]*)", unquote(posted.decode())) or json.loads(posted)["paths"]
+            asked = (
+                re.findall(r"paths=([^&]*)", unquote(posted.decode()))
+                or json.loads(posted)["paths"]
+            )
             return self.answer(200, [entry(name, files[name]) for name in asked if name in files])
-        return self.answer(200, dict(id=name, modelId=name, sha=commit, private=False, gated=repository.gated, tags=[], downloads=0, likes=0,
-                                     siblings=[dict(rfilename=name) for name in files]))
+        return self.answer(
+            200,
+            dict(
+                id=name,
+                modelId=name,
+                sha=commit,
+                private=False,
+                gated=repository.gated,
+                tags=[],
+                downloads=0,
+                likes=0,
+                siblings=[dict(rfilename=name) for name in files],
+            ),
+        )
 
     do_HEAD = do_POST = do_GET
 
@@ -134,10 +166,17 @@ class Handler(http.server.BaseHTTPRequestHandler):
             return self.refuse(404, "EntryNotFound", f"{name} is not in the repository")
         content = files[name]
         if len(content) < LARGE:
-            return self.answer(200, content, ETag=f'"{oid(content)}"', X_Repo_Commit=commit, Accept_Ranges="bytes")
+            return self.answer(
+                200, content, ETag=f'"{oid(content)}"', X_Repo_Commit=commit, Accept_Ranges="bytes"
+            )
         self.server.hub.large[sha256(content)] = (repository, content)
-        return self.answer(302, Location=f"{self.server.hub.storage}/storage/{sha256(content)}", X_Repo_Commit=commit,
-                           X_Linked_ETag=f'"{sha256(content)}"', X_Linked_Size=len(content))
+        return self.answer(
+            302,
+            Location=f"{self.server.hub.storage}/storage/{sha256(content)}",
+            X_Repo_Commit=commit,
+            X_Linked_ETag=f'"{sha256(content)}"',
+            X_Linked_Size=len(content),
+        )
 
     def send_large(self, key):
         repository, content = self.server.hub.large[key]
@@ -152,7 +191,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.end_headers()
         if self.command == "HEAD":
             return
-        if repository.breaks_at:   # the connection closes before all that was promised is sent
+        if repository.breaks_at:  # the connection closes before all that was promised is sent
             content = content[: repository.breaks_at.pop(0)]
             self.close_connection = True
         self.wfile.write(content[first:])
@@ -163,9 +202,13 @@ class Hub(contextlib.AbstractContextManager):
     def __init__(self):
         self.repositories = {}
         self.requests = []
-        self.large = {}   # {sha256: (repository, content)} of what is in large-file storage
-        self.servers = [http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) for _ in range(2)]
-        self.address, self.storage = (f"http://127.0.0.1:{server.server_address[1]}" for server in self.servers)
+        self.large = {}  # {sha256: (repository, content)} of what is in large-file storage
+        self.servers = [
+            http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) for _ in range(2)
+        ]
+        self.address, self.storage = (
+            f"http://127.0.0.1:{server.server_address[1]}" for server in self.servers
+        )
         for server in self.servers:
             server.hub = self
             threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -181,7 +224,11 @@ class Hub(contextlib.AbstractContextManager):
 
     def downloads(self):
         """Names of the files whose content was asked for, ranges included."""
-        return [path for path in self.requests if path.startswith("GET") and ("/resolve/" in path or "/storage/" in path)]
+        return [
+            path
+            for path in self.requests
+            if path.startswith("GET") and ("/resolve/" in path or "/storage/" in path)
+        ]
 
     def add(self, kind, name, folder):
         """Publish the files of a folder as "models" or "datasets" org/name."""
@@ -189,5 +236,12 @@ class Hub(contextlib.AbstractContextManager):
         return repository
 
     def env(self, home, **more):
-        """What a process needs so that it knows no other hub than this one, with its cache in `home`."""
-        return dict(HF_ENDPOINT=self.address, HF_HOME=str(home), HF_HUB_DISABLE_TELEMETRY="1", HF_HUB_DISABLE_XET="1", **more)
+        """What a process needs so that it knows no other hub than this one, with its cache in
+        `home`."""
+        return dict(
+            HF_ENDPOINT=self.address,
+            HF_HOME=str(home),
+            HF_HUB_DISABLE_TELEMETRY="1",
+            HF_HUB_DISABLE_XET="1",
+            **more,
+        )

@@ -1,10 +1,12 @@
 """
 What must be the same on one rank and on two; the tests start it with forks.py.
 
-    worker.py gradient MODEL OUT     gradients of one optimizer step, for every aggregation and micro-batch size
-    worker.py parity MODEL OUT       vLLM's log-probs against the trainer's after several weight syncs
-    worker.py load MODEL OUT         a sharded load, the streamed weights, an export: against transformers
+    worker.py gradient MODEL OUT     gradients of one optimizer step, for every aggregation and
+    micro-batch size worker.py parity MODEL OUT       vLLM's log-probs against the trainer's after
+    several weight syncs worker.py load MODEL OUT         a sharded load, the streamed weights, an
+    export: against transformers
 """
+
 import dataclasses, itertools, os, random, sys
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -20,35 +22,67 @@ def full(p):
 
 
 def make_groups(vocab):
-    """6 prompts x 4 responses of different lengths; everything a minibatch needs, the same on every rank."""
+    """6 prompts x 4 responses of different lengths; everything a minibatch needs, the same on every
+    rank."""
     random.seed(0)
     word = lambda n: [random.randrange(vocab) for _ in range(n)]
-    return [[dict(prompt=word(random.randint(2, 9)), tokens=(t := word(random.randint(1, 17))), adv=random.gauss(0, 1), scale=1.0,
-                  behaviour=[random.uniform(-4, -1) for _ in t], drift=[random.gauss(0, 0.3) for _ in t], lift=[random.gauss(0, 0.3) for _ in t])
-             for _ in range(4)] for _ in range(6)]
+    return [
+        [
+            dict(
+                prompt=word(random.randint(2, 9)),
+                tokens=(t := word(random.randint(1, 17))),
+                adv=random.gauss(0, 1),
+                scale=1.0,
+                behaviour=[random.uniform(-4, -1) for _ in t],
+                drift=[random.gauss(0, 0.3) for _ in t],
+                lift=[random.gauss(0, 0.3) for _ in t],
+            )
+            for _ in range(4)
+        ]
+        for _ in range(6)
+    ]
 
 
-# (objective, ratio, aggregation, kl_coef), and how a minibatch is split: (micro_tokens, recomputed activations)
-GRADIENTS = [("grpo", "token", "token", 0.0), ("grpo", "token", "sequence", 0.1), ("fade", "token", "constant", 0.0), ("lad", "token", "token", 0.0),
-             ("lad", "sequence", "sequence", 0.0), ("entadv", "token", "token", 0.0), ("flowrl", "token", "sequence", 0.0)]
+# (objective, ratio, aggregation, kl_coef), and how a minibatch is split: (micro_tokens, recomputed
+# activations)
+GRADIENTS = [
+    ("grpo", "token", "token", 0.0),
+    ("grpo", "token", "sequence", 0.1),
+    ("fade", "token", "constant", 0.0),
+    ("lad", "token", "token", 0.0),
+    ("lad", "sequence", "sequence", 0.0),
+    ("entadv", "token", "token", 0.0),
+    ("flowrl", "token", "sequence", 0.0),
+]
 SPLITS = [(10**6, False), (100, False), (40, True), (12, False)]
 
 
 def gradient(folder, out, cfg, device):
     results, models = {}, {}
     for (o, r, a, k), (m, c) in itertools.product(GRADIENTS, SPLITS):
-        changes = dict(objective=o, ratio=r, aggregation=a, micro_tokens=m, kl_coef=k, checkpointing=c)
+        changes = dict(
+            objective=o, ratio=r, aggregation=a, micro_tokens=m, kl_coef=k, checkpointing=c
+        )
         now = dataclasses.replace(cfg, **changes)
-        key = (o == "flowrl", c)   # one with a log Z head is another model, and so is one that recomputes activations
+        key = (
+            o == "flowrl",
+            c,
+        )  # one with a log Z head is another model, and so is one that recomputes activations
         if key not in models:
             models[key] = lad.build_model(folder, now, device)
         model = models[key]
-        groups = make_groups(model.config.vocab_size)[dist.get_rank()::dist.get_world_size()]
+        groups = make_groups(model.config.vocab_size)[dist.get_rank() :: dist.get_world_size()]
         samples = [s for g in groups for s in g]
         for s in samples:
-            s.update(old=torch.tensor(s["behaviour"]) + torch.tensor(s["drift"]), ref=torch.tensor(s["behaviour"]) + torch.tensor(s["lift"]))
+            s.update(
+                old=torch.tensor(s["behaviour"]) + torch.tensor(s["drift"]),
+                ref=torch.tensor(s["behaviour"]) + torch.tensor(s["lift"]),
+            )
         stats = lad.accumulate_gradient(model, samples, now, device)
-        results[tuple(changes.items())] = {"stats": stats, "grad": {n: full(p.grad) for n, p in model.named_parameters()}}
+        results[tuple(changes.items())] = {
+            "stats": stats,
+            "grad": {n: full(p.grad) for n, p in model.named_parameters()},
+        }
         for p in model.parameters():
             p.grad = None
     if dist.get_rank() == 0:
@@ -56,17 +90,25 @@ def gradient(folder, out, cfg, device):
 
 
 def parity(folder, out, cfg, device):
-    """Three syncs, an optimizer step of a large rate before each but the first. The largest difference, and how far the weights went."""
+    """Three syncs, an optimizer step of a large rate before each but the first. The largest
+    difference, and how far the weights went."""
     llm, model = lad.start_vllm(cfg, folder, device), lad.build_model(folder, cfg, device)
     optimizer = torch.optim.AdamW(model.parameters(), 0.02)
     prompts, report = [g[0]["prompt"] for g in make_groups(model.config.vocab_size)], []
     for sync in range(3):
         with lad.awake(llm, model, device):
             groups = lad.generate(llm, cfg, prompts, 4, 7)
-        samples = [dict(s, prompt=p, adv=1.0, scale=1.0) for p, g in zip(prompts, groups) for s in g]
+        samples = [
+            dict(s, prompt=p, adv=1.0, scale=1.0) for p, g in zip(prompts, groups) for s in g
+        ]
         lad.score_samples(model, "old", samples, cfg, device)
-        difference = max((s["old"] - torch.tensor(s["behaviour"])).abs().max().item() for s in samples)
-        report.append(lad.all_reduce([difference], "max") + [sum(sum(s["behaviour"]) for s in samples), samples[0]["tokens"]])
+        difference = max(
+            (s["old"] - torch.tensor(s["behaviour"])).abs().max().item() for s in samples
+        )
+        report.append(
+            lad.all_reduce([difference], "max")
+            + [sum(sum(s["behaviour"]) for s in samples), samples[0]["tokens"]]
+        )
         lad.accumulate_gradient(model, samples, cfg, device)
         lad.optimizer_step(model, optimizer, cfg)
     if dist.get_rank() == 0:
@@ -75,25 +117,58 @@ def parity(folder, out, cfg, device):
 
 def load(folder, out, cfg, device):
     from transformers import AutoModelForCausalLM, AutoTokenizer
+
     model = lad.build_model(folder, cfg, device)
-    lad.score_samples(model, "old", [s for g in make_groups(model.config.vocab_size)[dist.get_rank()::dist.get_world_size()] for s in g], cfg, device)
-    weights = dict(lad.named_weights(model, torch.float32))   # right after a forward that leaves the root gathered
+    lad.score_samples(
+        model,
+        "old",
+        [
+            s
+            for g in make_groups(model.config.vocab_size)[dist.get_rank() :: dist.get_world_size()]
+            for s in g
+        ],
+        cfg,
+        device,
+    )
+    weights = dict(
+        lad.named_weights(model, torch.float32)
+    )  # right after a forward that leaves the root gathered
     want = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     for name, p in want.named_parameters():
         assert torch.equal(weights.pop(name), p), name
     assert not weights
-    checkpoint.export(dataclasses.replace(cfg, out=out), lad.named_weights(model, torch.float32), model.config, AutoTokenizer.from_pretrained(folder), folder)
+    checkpoint.export(
+        dataclasses.replace(cfg, out=out),
+        lad.named_weights(model, torch.float32),
+        model.config,
+        AutoTokenizer.from_pretrained(folder),
+        folder,
+    )
     again = AutoModelForCausalLM.from_pretrained(out + "/hf", dtype=torch.float32)
-    assert all(torch.equal(a, b) for a, b in zip(want.parameters(), again.parameters(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(want.parameters(), again.parameters(), strict=True)
+    )
 
 
 def main(argv):
     what, folder, out = argv
-    cfg = dataclasses.replace(lad.Config(), device="cpu", kind="countdown", max_prompt_tokens=40, max_tokens=24, vllm_memory=0.1, prompts=6, group=4,
-                              objective="grpo", checkpointing=False, model=folder, temperature=0.8)
+    cfg = dataclasses.replace(
+        lad.Config(),
+        device="cpu",
+        kind="countdown",
+        max_prompt_tokens=40,
+        max_tokens=24,
+        vllm_memory=0.1,
+        prompts=6,
+        group=4,
+        objective="grpo",
+        checkpointing=False,
+        model=folder,
+        temperature=0.8,
+    )
     device = ranks.join(cfg)
     dict(gradient=gradient, parity=parity, load=load)[what](folder, out, cfg, device)
-    if dist.is_initialized():   # vLLM takes the group down as it leaves
+    if dist.is_initialized():  # vLLM takes the group down as it leaves
         dist.barrier()
 
 
