@@ -395,6 +395,8 @@ def rollout(llm, cfg, rows, n, step, use, logprobs=True):
 
 
 # ==== 3. Rewards ================================================================================
+# verify.py says whether a response is right, in processes of its own: they work while this one goes
+# on. Only where groups are chosen by their verdicts (drop, refill) must we wait here.
 
 
 def describe(rows, groups, tokenizer):
@@ -402,6 +404,7 @@ def describe(rows, groups, tokenizer):
     for row, group in zip(rows, groups, strict=True):
         texts = tokenizer.batch_decode([s["tokens"] for s in group], skip_special_tokens=True)
         for s, text in zip(group, texts, strict=True):
+            # where it belongs, and what is asked of it
             s["row"] = row
             s["prompt"] = row["prompt_ids"]
             s["text"] = text
@@ -498,12 +501,15 @@ def collect(llm, cfg, tokenizer, verifier, rows, position, step, lap):
 def even_share(mine, wanted):
     """How many of its groups this rank keeps, so that all keep `wanted` together, or all that there
     are, as evenly as they can."""
+    # How many each rank has
     counts = [0] * world()
     counts[rank()] = mine
     counts = all_reduce(counts)
+
+    # Handed out in turn, one to each rank that has one left
     kept = [0] * world()
     while sum(kept) < min(wanted, sum(counts)):
-        for r in range(world()):  # one more for each that has one, in turn
+        for r in range(world()):
             if kept[r] < counts[r] and sum(kept) < wanted:
                 kept[r] += 1
     return kept[rank()]
@@ -610,6 +616,7 @@ def new_state():
 
 def update_state(state, solve_rate, entropy, cfg):
     """Fold in a batch's solve rate and mean token entropy."""
+    # The first batch says where H starts, and what it should not fall below
     if state["H"] is None:
         state["H"] = entropy
         state["H*"] = cfg.fade_entropy or entropy / 2
@@ -755,6 +762,7 @@ def policy_loss(name, logp, old_logp, adv, mask, cfg, seq=None, **more):
     objective needs them. Masked tokens get 0. With ratio = "sequence" every token of a sequence
     carries the sequence's loss, so that aggregation "sequence" is the mean of E_y [loss(y)].
     """
+    # One advantage a sequence, or one a token
     if adv.dim() < logp.dim():
         adv = adv.unsqueeze(-1)
 
@@ -790,7 +798,8 @@ def token_scale(cfg, length, total_tokens, total_sequences):
 
 def k3(logp, ref_logp):
     """Schulman's estimate of KL(pi_theta || pi_ref) at sampled tokens: e^d - 1 - d,
-    d = log pi_ref - log pi_theta."""
+    d = log pi_ref - log pi_theta. Its value is unbiased; taken as a loss at pi_theta = pi_old, as
+    here and in TRL and verl, its gradient is that of KL(pi_ref || pi_theta), the other one."""
     d = (ref_logp - logp).clamp(-20, 20)
     return d.expm1() - d
 
@@ -824,6 +833,7 @@ def logits_to_logp(logits, targets, temperature):
     """Of logits [C,V] and targets [C]: (log-prob, entropy, logsumexp), each [C]."""
     logits = logits / temperature
     lse = torch.logsumexp(logits, -1)
+    # -sum p log p = lse - sum p logits
     p = torch.exp(logits - lse[:, None])
     entropy = lse - (p * logits).sum(-1)
     logp = logits.gather(-1, targets[:, None])[:, 0] - lse
@@ -855,6 +865,7 @@ class FusedLogprob(torch.autograd.Function):
         if ctx.early:
             grads = empty_gradients(hidden, weight)
 
+        # Chunk by chunk: logits, what is wanted of them, and perhaps their gradients already
         logps, entropies, lses = [], [], []
         for start in range(0, len(hidden), chunk):
             part = slice(start, start + chunk)
@@ -870,6 +881,7 @@ class FusedLogprob(torch.autograd.Function):
                 del d  # [C,V]: not to stand beside the next chunk's logits
         logp, entropy, lse = torch.cat(logps), torch.cat(entropies), torch.cat(lses)  # [N]
 
+        # For the backward: the gradients themselves, or what they can be made of
         if ctx.early:
             ctx.save_for_backward(*grads)
         else:
@@ -878,10 +890,12 @@ class FusedLogprob(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, dlogp, dentropy):
+        # Formed in the forward already
         if ctx.early:
             dhidden, dweight = ctx.saved_tensors
             return dhidden, dweight.to(dhidden.dtype), None, None, None, None
 
+        # Or from the logits, chunk by chunk once more
         hidden, weight, targets, lse, entropy = ctx.saved_tensors
         if dlogp is None:
             dlogp = torch.zeros_like(lse)
@@ -1083,18 +1097,21 @@ def logprob_forward(model, batch, temperature, chunk, gradient=None):
     """The model's whole forward: packed ids in, (logp, entropy, log_z) [R] of the response tokens
     out; log_z is None without such a head. The heads are in here because FSDP gathers a module's
     weights only inside that module's own forward."""
+    # The body: every token of the row
     layout = {key: batch[key] for key in LAYOUT if key in batch}
     inputs = dict(input_ids=batch["ids"], position_ids=batch["positions"], use_cache=False)
     hidden = model.base_model(**inputs, **layout).last_hidden_state[0]  # [N,H]
 
-    # index_select and not hidden[..]: a prompt's end predicts many first tokens, and the backward
-    # of [..] adds up their gradients in whatever order the threads come
+    # The head: only what predicts a response token. index_select and not hidden[..]: a prompt's end
+    # predicts many first tokens, and the backward of [..] adds up their gradients in whatever order
+    # the threads come
     predicting = hidden.index_select(0, batch["predict"])  # [R,H]
     weight = model.lm_head.weight
     chunk = chunk or largest_chunk(hidden, len(weight))
     targets = batch["targets"]
     logp, entropy = fused_logprob(predicting, weight, targets, temperature, chunk, gradient)
 
+    # FlowRL's own head: one number for each prompt
     log_z = None
     if hasattr(model, "log_z"):
         log_z = baselines.log_z_of_prompts(model.log_z, hidden, batch["prompt_spans"])  # [S]
@@ -1106,6 +1123,7 @@ def largest_chunk(hidden, vocabulary):
     """Tokens whose logits may exist at once: as many as fit into a quarter of the free memory, at
     10 bytes for each logit (in fp32, and its gradient in fp32 and in the model's type)."""
     free = 2**32
+    # what the driver has left, and what torch holds without using it
     if hidden.is_cuda:
         free = torch.cuda.mem_get_info()[0]
         free += torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
@@ -1164,11 +1182,13 @@ def shard(model, cfg, device):
     """FSDP2, block by block: over all ranks, or in groups of shard_size that hold a copy each."""
     from torch.distributed import fsdp
 
+    # Who holds which part
     size = cfg.shard_size or world()
     shape, names = (size,), ("shard",)
     if size < world():
         shape, names = (world() // size, size), ("replicate", "shard")
     mesh = dist.init_device_mesh(device.type, shape, mesh_dim_names=names)
+    # In which type it computes and gradients meet, and where the shards rest
     precision = fsdp.MixedPrecisionPolicy()
     if device.type == "cuda":
         compute = dict(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
@@ -1176,6 +1196,7 @@ def shard(model, cfg, device):
     offload = fsdp.OffloadPolicy()
     if cfg.offload:
         offload = fsdp.CPUOffloadPolicy(pin_memory=device.type == "cuda")
+    # A block gathers its weights when it runs; the root keeps embeddings, last norm and head
     for module in (*model.base_model.layers, model):
         fsdp.fully_shard(module, mesh=mesh, mp_policy=precision, offload_policy=offload)
 
@@ -1248,6 +1269,7 @@ def score_samples(model, key, samples, cfg, device):
 def batch_statistics(drawn):
     """Means over the samples of all ranks, dropped groups included. entropy_old is that of a token,
     in nats: the mean of -log pi_old(y_t), unbiased for it, and there already."""
+    # Sums of this rank, then of all
     samples = [s for group in drawn for s in group]
     scored = scorable(samples)
     whole = [s for s in samples if not s["lost"]]
@@ -1266,13 +1288,13 @@ def batch_statistics(drawn):
     }
     total = dict(zip(sums, all_reduce(list(sums.values())), strict=True))
 
+    # Means: of what could be scored, and of everything
     batch = {}
     for key in ("reward", "solve_rate"):
         batch[key] = total[key] / max(total["scored"], 1)
     for key in ("truncated", "response_tokens", "failed", "zero_variance"):
         batch[key] = total[key] / total["samples"]
     batch["entropy_old"] = total["surprise"] / max(total["surprising_tokens"], 1)
-    batch["samples"] = total["samples"]
     batch["tokens"] = int(total["response_tokens"] + total["prompt_tokens"])
     batch["samples"] = total["samples"]
     return batch
@@ -1285,6 +1307,7 @@ def set_advantages(groups, cfg, state):
     A sample that could not be scored has none (0), and is in no mean and no deviation of its
     group's: so groups are taken together that have as many scorable samples, n of G.
     """
+    # Groups by their number of scorable samples
     by_size = {}
     for group in groups:
         for s in group:
@@ -1292,6 +1315,7 @@ def set_advantages(groups, cfg, state):
         if len(scorable(group)) > 1:
             by_size.setdefault(len(scorable(group)), []).append(scorable(group))
 
+    # The objective's advantages, of all groups of a size at once
     for part in by_size.values():
         rewards = tensor_of("reward", part)  # [B,n]
         known = dict(state, correct=tensor_of("correct", part))
@@ -1320,6 +1344,7 @@ def reference_drift(groups):
 def gradient_mass(groups, cfg, samples):
     """FADE's instrument, of any objective: the summed |W| of successes and of failures over all the
     `samples` drawn, W the weight in the first update. All ranks must come here."""
+    # W of each sample, and which of the two masses it is part of
     scored = [s for group in groups for s in scorable(group)]
     adv = torch.tensor([s["adv"] for s in scored], dtype=torch.float64)
     right = torch.tensor([s["correct"] > 0.5 for s in scored], dtype=torch.bool)
@@ -1344,6 +1369,7 @@ def trained_tokens(sample):
 def loss_inputs(samples, seq, device):
     """What the loss wants to know of each response token [R]: adv, scale, behaviour, seq, and old
     and ref where they were computed."""
+    # One number a sample, spread over its tokens on the device
     adv = torch.tensor([s["adv"] for s in samples], dtype=torch.float32)  # [S]
     scale = torch.tensor([s["scale"] for s in samples], dtype=torch.float32)  # [S]
     behaviour = [x for s in samples for x in s["behaviour"]]
@@ -1352,6 +1378,8 @@ def loss_inputs(samples, seq, device):
     t["adv"] = t["adv"].index_select(0, seq)
     t["scale"] = t["scale"].index_select(0, seq)
     t["seq"] = seq
+
+    # One number a token
     if any("mask" in s for s in samples):
         masks = [s.get("mask", [1] * len(s["tokens"])) for s in samples]
         mask = torch.tensor([x for mask in masks for x in mask], dtype=torch.float32)  # [R]
@@ -1382,6 +1410,7 @@ def scaled_loss(cfg, t, logp, entropy, log_z=None, part=slice(None)):
     tis = torch.ones_like(mismatch)
     if cfg.tis_cap:
         tis = mismatch.exp().clamp(max=cfg.tis_cap)
+    # The step's loss: the objective's, so corrected, and the KL to the reference
     kl = k3(logp, ref)
     total = ((loss * tis + cfg.kl_coef * kl) * t["scale"]).sum()
 
@@ -1405,6 +1434,7 @@ def accumulate_gradient(model, samples, cfg, device):
     for s, length in zip(samples, lengths, strict=True):
         s["scale"] = token_scale(cfg, length, tokens, sequences)
 
+    # Forward and backward of each micro-batch
     sharded = hasattr(model, "set_requires_gradient_sync")
     parts = micro_batches(samples, cfg)
     stats = []
@@ -1446,6 +1476,7 @@ def early_gradient(cfg, inputs, part, logp, entropy):
 def optimizer_step(model, optimizer, cfg):
     """Clip and step. A gradient that is not finite, or zero (there was nothing to learn from),
     steps nowhere. Returns the norm before clipping."""
+    # FSDP's norm is a sharded tensor: made whole, it is the norm over all ranks
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), cfg.grad_clip)
     if hasattr(norm, "full_tensor"):
         norm = norm.full_tensor()
@@ -1585,6 +1616,7 @@ def main(argv):
         metrics = dict(
             batch, lr=lr, skipped=progress["skipped"], **mass, **fade_metrics(state, cfg)
         )
+        # what became of the batch: the share that was trained on, the rank of the head's change
         metrics["trained"] = all_reduce([len(samples)])[0] / batch["samples"]
         metrics["rank_one"] = tracking.rank_one_share(model.lm_head.weight, optimizer)
         tracking.log_step(cfg, step, metrics, updates, clock, device)
@@ -1594,6 +1626,7 @@ def main(argv):
             with awake(llm, model, device):
                 scores = evaluate(llm, cfg, tokenizer, verifier, held_out, step)
             tracking.log_evaluation(cfg, step, scores, drawn)
+        # Stop, or go on: on gradients that are none, on a signal, at the end
         if barren == MOST_BARREN:
             save(progress)
             tracking.refuse_gradients(cfg, step, barren)
@@ -1604,7 +1637,7 @@ def main(argv):
         if signal and step < cfg.steps:
             tracking.leave_at_signal(cfg, signal, step, kept)
 
-    # A folder that others load, a picture, and a quiet end
+    # A folder that others load, a picture, and a quiet end: no rank leaves before the others
     dtype = torch.float32 if next(model.parameters()).is_cpu else torch.bfloat16
     checkpoint.export(cfg, named_weights(model, dtype), model.config, tokenizer, folder)
     tracking.report(cfg)
