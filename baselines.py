@@ -135,7 +135,7 @@ def kl_cov(log_ratio, adv, cfg, t):
 
 def flowrl(sum_in_sequence, log_ratio, adv, cfg, t):
     """w (log Z(x) + (log pi - log pi_ref)/T - beta A)^2 of whole sequences of T tokens,
-    w = min(rho, 10) without gradient (the authors' code). FlowRL, arXiv 2509.15207."""
+    w = min(rho, 10) without gradient. FlowRL, arXiv 2509.15207."""
 
     def total(x):
         return sum_in_sequence(x * t["mask"], t["seq"])
