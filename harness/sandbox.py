@@ -1,27 +1,89 @@
-"""The box that a program runs in and the judging of code, for verify.py: by Linux alone, no root, daemon or container.
-
-A worker keeps two boxes (python -I -S sandbox.py --box MODE PACKAGES), each pid 1 of its own namespaces, forking a
-child a run. Job and stdin come in memory files, output leaves by a pipe, expected outputs stay with the worker. Tests
-that are code run in the second box and call the program over two pipes. Covered: Python 3 with its standard library
-and what is installed, on stdin or called by tests; 32 MB of /tmp, 1 GB, 64 threads; no processes or network. Not
-covered: other languages, asyncio, interactive problems, several right outputs, tests of changed arguments or kept
-objects; side channels, kernel bugs; machines but x86-64 Linux. OSError where a sandbox cannot be had.
 """
-import atexit, builtins, copy, ctypes, json, os, re, resource, select, signal, socket, struct, subprocess, sys
-import sysconfig, threading, time, types
-import bisect, collections, functools, heapq, itertools, math, operator, random, string, typing   # for programs, once
-from fractions import Fraction
+The box that a program runs in: by Linux alone, without root, daemon or container.
 
+A worker of verify.py keeps two boxes (python -I -S sandbox.py --box MODE PACKAGES), each the first
+process of its own namespaces, forking a child for each run. Job and stdin come in memory files,
+output leaves by a pipe, expected outputs stay with the worker. Tests that are code run in the
+second box and call the program over two pipes, by plain data only.
+
+    1  the box            what a program may do: seccomp, Landlock, namespaces, limits
+    2  calls              pack, unpack, serve (in the program's box), check (in the tests' box)
+    3  the worker's side  Sandbox: starts the boxes, runs programs, tells time
+
+A program has Python 3, its standard library and what is installed, 32 MB of /tmp (none under
+Landlock), 1 GB of memory, 64 threads (none under Landlock); no processes, no network.
+
+OSError where a sandbox cannot be had: on anything but x86-64 Linux, or where both kinds are denied.
+This file is run by itself, in the box, and imports nothing of this project.
+"""
+
+import atexit
+import builtins
+import copy
+import ctypes
+import importlib
+import json
+import os
+import re
+import resource
+import select
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import sysconfig
+import threading
+import time
+import types
+
+# What a program that is called by tests, and the tests, have at hand, as on LeetCode
 PRELUDE = """
-from typing import *; from collections import *; from itertools import *; from functools import *; from heapq import *
-from bisect import *; from math import *; from string import *; from builtins import pow
+from typing import *; from collections import *; from itertools import *; from functools import *
+from heapq import *; from bisect import *; from math import *; from string import *
+from builtins import pow
 import collections, itertools, functools, heapq, bisect, math, string, re, random, operator"""
-SYSCALLS = """0-25 28 32-39 60 63 72 74 77-89 95-100 102 104 107 108 110 111 131 186 201 202 204 217-219 228-231 257 258
-    262-264 267 269-271 273 292 293 318 332 334 436 439"""   # files, memory, time; no exec, fork, kill, socket, mount
-ENVIRONMENT = dict.fromkeys(("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")   # else a thread a core, whose
-                                                             # stacks alone are more than a program may have where there are many
-PDEATHSIG, DUMPABLE, SECCOMP, NO_NEW_PRIVS = 1, 4, 22, 38    # of prctl; next, system calls that libc has no name for
-CAPSET, PIVOT_ROOT, MOUNT_SETATTR, LANDLOCK_CREATE, LANDLOCK_ADD, LANDLOCK_RESTRICT = 126, 155, 442, 444, 445, 446
+
+# Imported by a box, so that they cost its programs nothing
+MODULES = "bisect collections functools heapq itertools math operator random string typing".split()
+
+# ==== 1. The box ================================================================================
+
+# x86-64 system calls: files, memory, time; no exec, fork, kill, socket, mount
+SYSCALLS = """0-25 28 32-39 60 63 72 74 77-89 95-100 102 104 107 108 110 111 131 186 201 202 204
+    217-219 228-231 257 258 262-264 267 269-271 273 292 293 318 332 334 436 439"""
+
+# Else a numerical library starts a thread a core, whose stacks alone may be more than a program has
+ENVIRONMENT = {
+    "OPENBLAS_NUM_THREADS": "1",
+    "OMP_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+}
+
+# Arguments of prctl
+PDEATHSIG = 1
+DUMPABLE = 4
+SECCOMP = 22
+NO_NEW_PRIVS = 38
+
+# System calls that libc has no name for
+CAPSET = 126
+PIVOT_ROOT = 155
+CLONE = 56
+CLONE3 = 435
+PRLIMIT = 302
+MOUNT_SETATTR = 442
+LANDLOCK_CREATE = 444
+LANDLOCK_ADD = 445
+LANDLOCK_RESTRICT = 446
+
+# Flags
+NEW_USER = 0x10000000
+NEW_PID_NET_MOUNT_IPC_UTS = 0x6C020000
+MAKE_PRIVATE = 0x44000
+BIND = 0x5000
+RECURSIVELY = 0x8000
+
 
 def attempt(function, *args):
     """Its result, or None where it raises."""
@@ -30,58 +92,102 @@ def attempt(function, *args):
     except Exception:
         return None
 
-# ==== 1. The box (x86-64 Linux) ======================================================================================
 
 def libc(name, *args):
     """A function of libc, or a system call by its number; raises OSError."""
     lib = ctypes.CDLL(None, use_errno=True)
-    if (result := lib.syscall(name, *args) if isinstance(name, int) else getattr(lib, name)(*args)) < 0:
+    if isinstance(name, int):
+        result = lib.syscall(name, *args)
+    else:
+        result = getattr(lib, name)(*args)
+    if result < 0:
         raise OSError(ctypes.get_errno(), f"{name}: {os.strerror(ctypes.get_errno())}")
     return result
 
+
+def allowed_calls():
+    """The numbers in SYSCALLS."""
+    for span in SYSCALLS.split():
+        first, _, last = span.partition("-")
+        yield from range(int(first), int(last or first) + 1)
+
+
 def seccomp(threads):
-    """From here on only SYSCALLS, clone only for threads, prlimit only on oneself; all else is EPERM."""
-    load, equal, has, ret, allow, refuse = 0x20, 0x15, 0x45, 0x06, 0x7FFF0000, 0x50001
-    code = [(load, 4), (equal, 0xC000003E, 1), (ret, 0x80000000), (load, 0)]        # of another architecture: die
-    for first, last in ((span.split("-") * 2)[:2] for span in SYSCALLS.split()):
-        for number in range(int(first), int(last) + 1):
-            code += [(equal, number, 0, 1), (ret, allow)]
-    code += [(equal, 435, 0, 1), (ret, 0x50026)]                                    # clone3: ENOSYS
-    code += [(equal, 302, 0, 4), (load, 16), (equal, 0, 0, 1), (ret, allow), (ret, refuse)]
-    code += [(equal, 56, 0, 3), (load, 16), (has, 0x10000 if threads else 0, 0, 1), (ret, allow), (ret, refuse)]
-    packed = b"".join(struct.pack("HBBI", op, *(*jumps, 0, 0)[:2], k) for op, k, *jumps in code)
-    address = ctypes.addressof(buffer := ctypes.create_string_buffer(packed))
-    libc("prctl", NO_NEW_PRIVS, 1, 0, 0, 0)                                         # wanted before a filter
-    libc("prctl", SECCOMP, 2, struct.pack("HxxxxxxP", len(code), address), 0, 0)
+    """From here on only SYSCALLS, clone only for threads, prlimit only on oneself; all else is
+    EPERM.
+
+    A program of the kernel's packet filter: (operation, constant, jump if true, jump if false).
+    """
+    load, equal, has_bits, answer = 0x20, 0x15, 0x45, 0x06
+    number, architecture, first_argument = 0, 4, 16  # where they lie in what the filter sees
+    allow, refuse, no_such_call, die = 0x7FFF0000, 0x50001, 0x50026, 0x80000000
+
+    filter = [(load, architecture), (equal, 0xC000003E, 1), (answer, die), (load, number)]
+    for call in allowed_calls():
+        filter += [(equal, call, 0, 1), (answer, allow)]
+    filter += [(equal, CLONE3, 0, 1), (answer, no_such_call)]  # libc then takes clone
+    filter += [(equal, PRLIMIT, 0, 4), (load, first_argument), (equal, 0, 0, 1)]
+    filter += [(answer, allow), (answer, refuse)]
+    thread_bit = 0x10000 if threads else 0
+    filter += [(equal, CLONE, 0, 3), (load, first_argument), (has_bits, thread_bit, 0, 1)]
+    filter += [(answer, allow), (answer, refuse)]
+
+    packed = b""
+    for operation, constant, *jumps in filter:
+        if_true, if_false = (*jumps, 0, 0)[:2]
+        packed += struct.pack("HBBI", operation, if_true, if_false, constant)
+    buffer = ctypes.create_string_buffer(packed)
+    program = struct.pack("HxxxxxxP", len(filter), ctypes.addressof(buffer))
+    libc("prctl", NO_NEW_PRIVS, 1, 0, 0, 0)  # wanted before a filter
+    libc("prctl", SECCOMP, 2, program, 0, 0)
+
 
 def landlock(readable):
     """Where namespaces are denied: no files but these trees, to read, and /dev/null."""
-    rules = libc(LANDLOCK_CREATE, struct.pack("Q", (1 << 13) - 1), 8, 0)
-    for path, rights in [("/dev/null", 0b110), *((path, 0b1100) for path in readable)]:     # folder, file, write
-        libc(LANDLOCK_ADD, rules, 1, struct.pack("=Qi", rights, os.open(path, os.O_PATH)), 0)
+    all_rights, write_and_read, read_file_and_folder = (1 << 13) - 1, 0b110, 0b1100
+    rules = libc(LANDLOCK_CREATE, struct.pack("Q", all_rights), 8, 0)
+    allowed = {"/dev/null": write_and_read}
+    for path in readable:
+        allowed[path] = read_file_and_folder
+    for path, rights in allowed.items():
+        below = struct.pack("=Qi", rights, os.open(path, os.O_PATH))
+        libc(LANDLOCK_ADD, rules, 1, below, 0)
     libc("prctl", NO_NEW_PRIVS, 1, 0, 0, 0)
     libc(LANDLOCK_RESTRICT, rules, 0)
 
-def namespaces(readable):
-    """Become pid 1 of new namespaces, in a read-only root of binds: these trees, three devices and an empty /tmp.
 
-    Returns the trees that lie under /tmp, [(their place, where else they are)]: the /tmp of each program hides them, so they are
-    laid into it anew."""
-    uid, gid, spaces = os.geteuid(), os.getegid(), 0x6C020000                       # pid, net, mount, ipc, uts
-    if uid or attempt(libc, "unshare", spaces) is None:                             # also a root without capabilities
-        libc("unshare", spaces | 0x10000000)                                        # a user namespace grants them
-        for name, line in (("setgroups", "deny"), ("uid_map", f"{uid} {uid} 1"), ("gid_map", f"{gid} {gid} 1")):
-            with open("/proc/self/" + name, "w") as f:
-                f.write(line)
-    if os.fork():                                                                   # waits, and dies with its worker
+def unshare():
+    """New namespaces; a user namespace grants them to who is not root, or a root without
+    capabilities."""
+    uid, gid = os.geteuid(), os.getegid()
+    if uid == 0 and attempt(libc, "unshare", NEW_PID_NET_MOUNT_IPC_UTS) is not None:
+        return
+    libc("unshare", NEW_PID_NET_MOUNT_IPC_UTS | NEW_USER)
+    maps = {"setgroups": "deny", "uid_map": f"{uid} {uid} 1", "gid_map": f"{gid} {gid} 1"}
+    for name, line in maps.items():
+        with open("/proc/self/" + name, "w") as file:
+            file.write(line)
+
+
+def namespaces(readable):
+    """Become the first process of new namespaces, in a read-only root of binds: these trees, three
+    devices and an empty /tmp.
+
+    Returns the trees that lie under /tmp, [(their place, where else they are)]: the /tmp of each
+    program hides them, so they are laid into it anew.
+    """
+    unshare()
+    if os.fork():  # waits, and dies with its worker
         os.wait()
         os._exit(0)
-    libc("prctl", PDEATHSIG, signal.SIGKILL, 0, 0, 0)                               # die with it, too
-    libc("mount", b"none", b"/", None, 0x44000, None)                               # mounts from here on are private
-    sources = [os.path.realpath(path) for path in readable]                         # links in /proc lead nowhere from the next line on
-    libc("mount", b"box", b"/proc", b"tmpfs", 0, b"size=1m,mode=755")               # /proc itself is wanted nowhere
+    libc("prctl", PDEATHSIG, signal.SIGKILL, 0, 0, 0)  # die with it, too
+    libc("mount", b"none", b"/", None, MAKE_PRIVATE, None)  # mounts from here on are private
+
+    # The new root is built on /proc, which is wanted nowhere; links in it lead nowhere from then on
+    sources = [os.path.realpath(path) for path in readable]
+    libc("mount", b"box", b"/proc", b"tmpfs", 0, b"size=1m,mode=755")
     hidden = []
-    for number, (path, source) in enumerate(zip(readable, sources)):
+    for number, (path, source) in enumerate(zip(readable, sources, strict=True)):
         place = path
         if path == "/tmp" or path.startswith("/tmp/"):
             place = f"/trees/{number}"
@@ -92,109 +198,194 @@ def namespaces(readable):
         os.mknod("/proc/dev/" + name)
         bind("/dev/" + name, "/proc/dev/" + name)
     os.makedirs("/proc/tmp", exist_ok=True)
+
     os.chdir("/proc")
     libc(PIVOT_ROOT, b".", b".")
-    libc("umount2", b".", 2)
+    libc("umount2", b".", 2)  # the old root
     os.chdir("/")
-    libc(MOUNT_SETATTR, -100, b"/", 0x8000, struct.pack("QQQQ", 3, 0, 0, 0), 32)    # all read-only, recursively
+    read_only(b"/")
     return hidden
 
+
 def bind(source, place):
-    """`source` is seen at `place` too, with what is mounted in it; OSError. Read-only and without set-uid programs where it was so."""
+    """`source` is seen at `place` too, with what is mounted in it; OSError. Read-only and without
+    set-uid programs where it was so."""
     if not os.path.exists(place):
         os.makedirs(place)
-    libc("mount", os.fsencode(source), os.fsencode(place), None, 0x5000, None)
+    libc("mount", os.fsencode(source), os.fsencode(place), None, BIND, None)
+
+
+def read_only(path):
+    """Nothing can be written below it, nor a set-uid program run."""
+    flags = struct.pack("QQQQ", 3, 0, 0, 0)
+    libc(MOUNT_SETATTR, -100, path, RECURSIVELY, flags, 32)
+
 
 def fresh_tmp(hidden):
     """An empty /tmp of 32 MB for one program, and in it the trees that it would hide."""
     libc("mount", b"tmp", b"/tmp", b"tmpfs", 6, b"size=32m,nr_inodes=1000,mode=1777")
     for path, place in hidden:
         bind(place, path)
-        libc(MOUNT_SETATTR, -100, os.fsencode(path), 0x8000, struct.pack("QQQQ", 3, 0, 0, 0), 32)
+        read_only(os.fsencode(path))
+
+
+def trees(packages):
+    """What a program may read: Python, its libraries, the installed packages and what links in
+    their folder lead to."""
+    lib = os.path.dirname(os.path.dirname(os.__file__))
+    found = [lib, "/lib", "/lib64", "/usr/lib", "/usr/lib64", packages]
+    for entry in os.scandir(packages):
+        if entry.is_symlink():
+            link = os.path.join(packages, os.readlink(entry))
+            found.append(os.path.normpath(link))
+    return [path for path in dict.fromkeys(found) if os.path.isdir(path)]
+
+
+def close_box(mode, readable):
+    """Shut this process in, as far as all programs share it; the trees that /tmp hides. OSError
+    where the mode cannot be had."""
+    if mode not in ("namespaces", "landlock", "unsafe"):
+        raise OSError("no such sandbox")
+    hidden = []
+    if mode != "unsafe" and (os.uname().sysname, os.uname().machine) != ("Linux", "x86_64"):
+        raise OSError("the system call filter is written for x86-64 Linux")
+    if mode == "namespaces":
+        hidden = namespaces(readable)
+    if mode == "landlock":
+        libc(LANDLOCK_CREATE, None, 0, 1)  # its version, if there is any
+    libc("prctl", DUMPABLE, 0, 0, 0, 0)  # not to be traced
+    return hidden
+
 
 def box_main(mode, packages):
-    """Answer "ready"; then for each message fork a child, wait for it or for word to kill it, answer its status."""
-    libc("prctl", PDEATHSIG, signal.SIGKILL, 0, 0, 0)                               # die with the worker
-    control, lib = socket.socket(fileno=os.dup(0)), os.path.dirname(os.path.dirname(os.__file__))
-    links = [os.path.join(packages, os.readlink(entry)) for entry in os.scandir(packages) if entry.is_symlink()]
-    trees = dict.fromkeys((lib, "/lib", "/lib64", "/usr/lib", "/usr/lib64", packages, *map(os.path.normpath, links)))
-    readable = [path for path in trees if os.path.isdir(path)]
+    """Answer "ready"; then for each message fork a child, wait for it or for word to kill it,
+    answer its status."""
+    libc("prctl", PDEATHSIG, signal.SIGKILL, 0, 0, 0)  # die with the worker
+    control = socket.socket(fileno=os.dup(0))
+    for name in MODULES:
+        importlib.import_module(name)
+    readable = trees(packages)
     try:
-        if mode not in ("namespaces", "landlock", "unsafe"):
-            raise OSError("no such sandbox")
-        if mode != "unsafe" and os.uname()[::4] != ("Linux", "x86_64"):
-            raise OSError("the system call filter is written for x86-64 Linux")
-        if mode != "unsafe":                                                        # Landlock: its version, if any
-            if mode == "namespaces":
-                hidden = namespaces(readable)
-            else:
-                libc(LANDLOCK_CREATE, None, 0, 1)
-        libc("prctl", DUMPABLE, 0, 0, 0, 0)                                         # not to be traced
+        hidden = close_box(mode, readable)
     except OSError as error:
-        return control.send(f"{mode}: {error}".encode())
+        control.send(f"{mode}: {error}".encode())
+        return
     sys.path.append(packages)
     control.send(b"ready")
-    while (message := socket.recv_fds(control, 100, 8))[0]:
-        if message[0] == b"kill":                                                   # it was over already
+    while True:
+        message, fds, _, _ = socket.recv_fds(control, 100, 8)
+        if not message:
+            return
+        if message == b"kill":  # it was over already
             continue
         if mode == "namespaces":
             fresh_tmp(hidden)
-        if (child := os.fork()) == 0:
-            try:
-                child_main(mode, readable, message[1])
-            finally:
-                os._exit(70)                                                        # it raised
-        watch = os.pidfd_open(child)
-        if watch not in select.select([watch, control], [], [])[0]:
-            os.kill(child, signal.SIGKILL)
-        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-        for fd in (*message[1], watch):
-            os.close(fd)
+        status = run_child(mode, readable, control, fds)
         if mode == "namespaces":
             libc("umount2", b"/tmp", 2)
         control.send(b"%d" % status)
 
+
+def run_child(mode, readable, control, fds):
+    """Fork for one job, wait for its end or for a message, which means to kill it; its exit
+    status."""
+    child = os.fork()
+    if child == 0:
+        try:
+            child_main(mode, readable, fds)
+        finally:
+            os._exit(70)  # it raised
+    watch = os.pidfd_open(child)
+    if watch not in select.select([watch, control], [], [])[0]:
+        os.kill(child, signal.SIGKILL)
+    _, status = os.waitpid(child, 0)
+    for fd in (*fds, watch):
+        os.close(fd)
+    return os.waitstatus_to_exitcode(status)
+
+
 def child_main(mode, readable, fds):
-    """Give up everything, then "run" a program, "serve" its functions or "check" it by the tests."""
+    """Give up everything, then "run" a program, "serve" its functions or "check" it by the
+    tests."""
     if mode == "landlock":
         landlock(readable)
-    with open(fds[0]) as f:
-        job = json.load(f)
+    with open(fds[0]) as file:
+        job = json.load(file)
+    take_places(fds)
+    os.chdir("/tmp" if mode == "namespaces" else "/")
+    if mode == "namespaces" and os.geteuid() == 0:
+        os.setgroups([])
+        os.setresgid(job["uid"], job["uid"], job["uid"])
+        os.setresuid(job["uid"], job["uid"], job["uid"])
+    set_limits(job, mode)
+    if mode != "unsafe":
+        libc(CAPSET, struct.pack("II", 0x20080522, 0), bytes(24))  # no capabilities
+        seccomp(threads=mode == "namespaces")
+
+    sys.argv = ["main.py"]
+    builtins.exit = builtins.quit = sys.exit  # -S leaves them out
+    code = execute(job)
+
+    # What Python does at its end
+    threading._shutdown()
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    os._exit(code & 255)
+
+
+def take_places(fds):
+    """stdin and stdout as given, no stderr, further ones from 3 on, and no other descriptor."""
     kept = [fds[1], fds[2], os.open(os.devnull, os.O_RDWR), *fds[3:]]
     for place, fd in enumerate(kept):
         os.dup2(fd, place + 20)
     for place in range(len(kept)):
         os.dup2(place + 20, place)
     os.closerange(len(kept), 65536)
-    os.chdir("/tmp" if mode == "namespaces" else "/")
-    if mode == "namespaces" and os.geteuid() == 0:
-        os.setgroups([])
-        os.setresgid(*[job["uid"]] * 3)
-        os.setresuid(*[job["uid"]] * 3)
-    limits = dict(AS=job["memory"], CPU=int(job["seconds"]) + 1, FSIZE=1 << 24, NOFILE=64, CORE=0, STACK=1 << 28)
-    limits |= {"MEMLOCK": 0} | ({"NPROC": 64} if mode == "namespaces" else {})      # elsewhere it counts all the user's
-    for name, value in limits.items():
-        hard = resource.getrlimit(kind := getattr(resource, "RLIMIT_" + name))[1]
-        resource.setrlimit(kind, [value if hard < 0 else min(value, hard)] * 2)
-    if mode != "unsafe":
-        libc(CAPSET, struct.pack("II", 0x20080522, 0), bytes(24))                   # no capabilities
-        seccomp(threads=mode == "namespaces")
-    role, sys.argv, builtins.exit, builtins.quit = job["role"], ["main.py"], sys.exit, sys.exit
-    sys.modules["__main__"] = module = types.ModuleType("__main__" if role == "run" else "solution")
-    try:
-        exec("" if role == "run" else PRELUDE, names := vars(module))
-        exec(compile(job.get("program", ""), "main.py", "exec"), names)
-        if role != "run":
-            serve(names) if role == "serve" else check(names, job)
-        code = 0
-    except SystemExit as stop:
-        code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
-    threading._shutdown()
-    atexit._run_exitfuncs()
-    sys.stdout.flush()
-    os._exit(code & 255)
 
-# ==== 2. Tests that call the program, by plain data only =============================================================
+
+def set_limits(job, mode):
+    """Of resources, as hard ones."""
+    limits = {
+        resource.RLIMIT_AS: job["memory"],
+        resource.RLIMIT_CPU: int(job["seconds"]) + 1,
+        resource.RLIMIT_FSIZE: 1 << 24,
+        resource.RLIMIT_NOFILE: 64,
+        resource.RLIMIT_CORE: 0,
+        resource.RLIMIT_STACK: 1 << 28,
+        resource.RLIMIT_MEMLOCK: 0,
+    }
+    if mode == "namespaces":
+        limits[resource.RLIMIT_NPROC] = 64  # elsewhere it counts all that the user has
+    for kind, value in limits.items():
+        hard = resource.getrlimit(kind)[1]
+        if hard >= 0:
+            value = min(value, hard)
+        resource.setrlimit(kind, (value, value))
+
+
+def execute(job):
+    """The program of a job, and what is to be done with it; its exit code."""
+    role = job["role"]
+    module = types.ModuleType("__main__" if role == "run" else "solution")
+    sys.modules["__main__"] = module
+    names = vars(module)
+    try:
+        if role != "run":
+            exec(PRELUDE, names)
+        exec(compile(job.get("program", ""), "main.py", "exec"), names)
+        if role == "serve":
+            serve(names)
+        elif role == "check":
+            check(names, job)
+    except SystemExit as stop:
+        if isinstance(stop.code, int):
+            return stop.code
+        return int(stop.code is not None)
+    return 0
+
+
+# ==== 2. Calls ==================================================================================
+
 
 def pack(value):
     """Plain data as JSON, tagged where JSON has no word for it; anything else is a TypeError."""
@@ -202,15 +393,28 @@ def pack(value):
         return {"dict": [[pack(key), pack(member)] for key, member in value.items()]}
     if isinstance(value, (list, tuple, set, frozenset)):
         members = [pack(member) for member in value]
-        return members if isinstance(value, list) else {"tuple" if isinstance(value, tuple) else "set": members}
+        if isinstance(value, list):
+            return members
+        return {"tuple" if isinstance(value, tuple) else "set": members}
     if not isinstance(value, (bool, int, float, str, type(None))):
         raise TypeError(f"{type(value).__name__} is not plain data")
-    return {"int": hex(value)} if isinstance(value, int) and value.bit_length() > 64 else value
+    if isinstance(value, int) and value.bit_length() > 64:
+        return {"int": hex(value)}
+    return value
+
+
+def unpack_int(text):
+    return int(text, 16)
+
+
+UNPACK = {"dict": dict, "tuple": tuple, "set": set, "int": unpack_int}
+
 
 def unpack(tagged):
     """The value that pack tagged."""
     [(kind, value)] = tagged.items()
-    return {"dict": dict, "tuple": tuple, "set": set, "int": lambda text: int(text, 16)}[kind](value)
+    return UNPACK[kind](value)
+
 
 def serve(names):
     """In the program's box: make the calls that come on descriptor 3, answer on 4."""
@@ -218,24 +422,45 @@ def serve(names):
         for line in calls:
             try:
                 path, args, kwargs = json.loads(line, object_hook=unpack)
-                target = names["Solution" if hasattr(names.get("Solution"), path[0]) else path.pop(0)]
-                for name in path:
-                    target = getattr(target() if isinstance(target, type) else target, name)
-                reply = ["value", pack(target(*args, **kwargs))]
+                reply = ["value", pack(find(names, path)(*args, **kwargs))]
             except Exception as error:
                 reply = ["error", type(error).__name__]
             print(json.dumps(reply), file=replies)
 
+
+def find(names, path):
+    """What a path of names leads to: from a class Solution that has the first of them, or from the
+    program. A class on the way is instantiated."""
+    if hasattr(names.get("Solution"), path[0]):
+        target = names["Solution"]
+    else:
+        target = names[path[0]]
+        path = path[1:]
+    for name in path:
+        if isinstance(target, type):
+            target = target()
+        target = getattr(target, name)
+    return target
+
+
 class Remote:
-    """A name of the program, as tests see it. A call over the link (replies, calls, seconds for one) gives its value
-    or the same kind of error; SIGALRM ends the tests where it is late. Solution() is made anew for each call."""
-    ERRORS = {"ValueError": ValueError, "TypeError": TypeError, "KeyError": KeyError, "IndexError": IndexError}
+    """A name of the program, as tests see it. A call over the link (replies, calls, seconds for
+    one) gives its value or the same kind of error; SIGALRM ends the tests where it is late.
+    Solution() is made anew for each call."""
+
+    ERRORS = {
+        "ValueError": ValueError,
+        "TypeError": TypeError,
+        "KeyError": KeyError,
+        "IndexError": IndexError,
+    }
 
     def __init__(self, path, link):
-        self._path, self._link = path, link
+        self._path = path
+        self._link = link
 
     def __getattr__(self, name):
-        return Remote(self._path + [name], self._link)
+        return Remote([*self._path, name], self._link)
 
     def __call__(self, *args, **kwargs):
         if self._path == ["Solution"]:
@@ -249,183 +474,193 @@ class Remote:
             raise Remote.ERRORS.get(value, RuntimeError)
         return value
 
+
 def equal(got, want, atol):
     """Equal plain data; tuples as lists; floats to atol or one part in 10^7."""
     if isinstance(got, (list, tuple)) and isinstance(want, (list, tuple)):
-        return len(got) == len(want) and all(equal(g, w, atol) for g, w in zip(got, want))
+        if len(got) != len(want):
+            return False
+        return all(equal(g, w, atol) for g, w in zip(got, want, strict=True))
     if isinstance(got, dict) and isinstance(want, dict):
         return got.keys() == want.keys() and all(equal(got[key], want[key], atol) for key in want)
-    if got == want or {type(got), type(want)} not in ({float}, {int, float}):
-        return got == want
-    return (got != got and want != want) or abs(got - want) <= max(atol, 1e-6) + 1e-7 * abs(want)
+    if got == want:
+        return True
+    if {type(got), type(want)} not in ({float}, {int, float}):
+        return False
+    both_nan = got != got and want != want
+    return both_nan or abs(got - want) <= max(atol, 1e-6) + 1e-7 * abs(want)
+
 
 def check(names, job):
     """In the tests' box: write b"pass", or b"unparsable" where the tests themselves do not load."""
-    link, verdict, entry = (open(3), open(4, "w", buffering=1), job["seconds"]), os.dup(1), job["entry"]
-    os.dup2(2, 1)                                                                   # what the tests print is no verdict
+    replies, calls = open(3), open(4, "w", buffering=1)
+    link = (replies, calls, job["seconds"])
+    verdict = os.dup(1)
+    os.dup2(2, 1)  # what the tests print is no verdict
+    entry = job["entry"]
     try:
         exec(job["prelude"], names)
-        reference, tests = names.pop(entry, None), compile(job["test"], "tests.py", "exec")
+        reference = names.pop(entry, None)
+        tests = compile(job["test"], "tests.py", "exec")
     except BaseException:
-        return os.write(verdict, b"unparsable")
+        os.write(verdict, b"unparsable")
+        return
+
     candidate = Remote([entry], link)
-    names |= {"Solution": Remote(["Solution"], link), "candidate": candidate, entry: candidate}
+    names["Solution"] = Remote(["Solution"], link)
+    names["candidate"] = candidate
+    names[entry] = candidate
     for args, *want in job["cases"]:
-        got, want = candidate(*args), want[0] if want else reference(*copy.deepcopy(args))
-        any_root = entry == "find_zero" and "poly" in names                         # any root is right, as in EvalPlus
-        assert abs(names["poly"](args[0], got)) <= 1e-4 if any_root else equal(got, want, job["atol"])
+        got = candidate(*args)
+        if entry == "find_zero" and "poly" in names:  # any root is right, as in EvalPlus
+            assert abs(names["poly"](args[0], got)) <= 1e-4
+            continue
+        expected = want[0] if want else reference(*copy.deepcopy(args))
+        assert equal(got, expected, job["atol"])
     exec(tests, names)
     if entry and "check" in names and not re.search(r"^check\(", job["test"], re.M):
         names["check"](candidate)
     os.write(verdict, b"pass")
 
-# ==== 3. The worker's side ===========================================================================================
+
+# ==== 3. The worker's side ======================================================================
+
 
 def drain(fd, cap, deadline):
     """What comes out of a pipe until it is closed, time is up, or it is more than cap bytes."""
-    data, left = b"", lambda: max(0, deadline - time.monotonic())
-    while len(data) <= cap and select.select([fd], [], [], left())[0] and (more := os.read(fd, 1 << 16)):
+    data = b""
+    while len(data) <= cap:
+        left = max(0, deadline - time.monotonic())
+        if not select.select([fd], [], [], left)[0]:
+            break
+        more = os.read(fd, 1 << 16)
+        if not more:
+            break
         data += more
     os.close(fd)
     return data
 
+
 class Sandbox:
-    """The two boxes of a worker, started when first needed and again when lost. Modes: namespaces, landlock, unsafe
-    (limits of resources only), auto (the first that works of the first two). OSError where that cannot be had."""
+    """The two boxes of a worker, started when first needed and again when lost. Modes: namespaces,
+    landlock, unsafe (limits of resources only), auto (the first that works of the first two).
+    OSError where that cannot be had."""
 
     def __init__(self, mode):
         """Start the program's box at once, to know."""
-        self.boxes, self.mode, self.why = {}, "namespaces" if mode == "auto" else mode, ""
+        self.boxes = {}
+        self.mode = "namespaces" if mode == "auto" else mode
+        self.why = ""  # what namespaces failed for
         try:
             self.box("program")
         except OSError as error:
             if mode != "auto":
                 raise
-            self.mode, self.why = "landlock", str(error)                                # what namespaces failed for
+            self.mode = "landlock"
+            self.why = str(error)
             self.box("program")
 
     def box(self, name):
         """(control socket, process) of the box for the "program" or the "tests"."""
         if name not in self.boxes:
-            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-            command = [sys.executable, "-I", "-S", "-X", "utf8", os.path.abspath(__file__)]
-            process = subprocess.Popen([*command, "--box", self.mode, sysconfig.get_path("purelib")], env=ENVIRONMENT,
-                                       stdin=theirs, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-            theirs.close()
-            ours.settimeout(30)
-            if (answer := ours.recv(4096).decode()) != "ready":
-                raise OSError(answer or f"{self.mode}: the box process died")
-            ours.settimeout(2)
-            self.boxes[name] = ours, process
+            self.boxes[name] = self.open_box()
         return self.boxes[name]
+
+    def open_box(self):
+        """A new box, which has said that it is ready. OSError, with what it says instead."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        command = [sys.executable, "-I", "-S", "-X", "utf8", os.path.abspath(__file__)]
+        command += ["--box", self.mode, sysconfig.get_path("purelib")]
+        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        process = subprocess.Popen(command, env=ENVIRONMENT, stdin=theirs, **quiet)
+        theirs.close()
+        ours.settimeout(30)
+        answer = ""
+        try:
+            answer = ours.recv(4096).decode()
+        finally:
+            if answer != "ready":  # leave no zombie
+                process.kill()
+                process.wait()
+                ours.close()
+        if answer != "ready":
+            raise OSError(answer or f"{self.mode}: the box process died")
+        ours.settimeout(2)
+        return ours, process
 
     def start(self, name, job, stdin, *fds):
         """Begin a run in a box; the descriptors are handed over and closed here."""
-        (control, process), held = self.box(name), [os.memfd_create("job"), os.memfd_create("stdin"), *fds]
-        job["uid"] = (1 << 30) + process.pid                              # a user of its own: so are its limits
-        for fd, data in zip(held, (json.dumps(job), stdin)):
-            with open(fd, "w", closefd=False) as f:
-                f.write(data)
-                f.seek(0)
+        control, process = self.box(name)
+        job["uid"] = (1 << 30) + process.pid  # a user of its own: so are its limits
+        held = [memory_file("job", json.dumps(job)), memory_file("stdin", stdin), *fds]
         socket.send_fds(control, [b"run"], held)
         for fd in held:
             os.close(fd)
 
     def finish(self, name, deadline):
         """The exit status (negative: a signal), or None where it had to be killed for time."""
-        control = self.box(name)[0]
-        if select.select([control], [], [], max(0, deadline - time.monotonic()))[0]:
+        control, _ = self.box(name)
+        left = max(0, deadline - time.monotonic())
+        if select.select([control], [], [], left)[0]:
             return int(control.recv(64))
         control.send(b"kill")
         control.recv(64)
+        return None
 
     def lost(self):
         """End both boxes; the next item gets new ones."""
         while self.boxes:
-            control, process = self.boxes.popitem()[1]
+            _, (control, process) = self.boxes.popitem()
             process.kill()
             process.wait()
             control.close()
 
     def run(self, program, stdin, cap, limits, deadline):
         """(reason, output) of one program on one stdin."""
-        (read, write), end = os.pipe(), min(deadline, time.monotonic() + limits["seconds"])
+        read, write = os.pipe()
+        end = min(deadline, time.monotonic() + limits["seconds"])
         self.start("program", {"role": "run", "program": program, **limits}, stdin, write)
         output = drain(read, cap, end)
-        status = self.finish("program", end if len(output) <= cap else 0)
-        late = status in (None, -signal.SIGXCPU)
-        return "too long" if len(output) > cap else "timeout" if late else "crashed" if status else "", output
+        too_long = len(output) > cap
+        status = self.finish("program", 0 if too_long else end)
+        if too_long:
+            return "too long", output
+        if status in (None, -signal.SIGXCPU):
+            return "timeout", output
+        if status:
+            return "crashed", output
+        return "", output
 
     def call(self, program, job, limits, deadline):
         """Run tests that are code: "" where they pass, else the reason, or "wrong"."""
-        (ask_r, ask_w), (answer_r, answer_w), (read, write) = os.pipe(), os.pipe(), os.pipe()
-        served = {"role": "serve", "program": program, **limits, "seconds": deadline - time.monotonic()}
-        self.start("program", served, "", os.open(os.devnull, os.O_WRONLY), ask_r, answer_w)
-        self.start("tests", {"role": "check", **job, **limits}, "", write, answer_r, ask_w)
-        said, late = drain(read, 100, deadline), self.finish("tests", deadline) in (None, -signal.SIGALRM)
+        ask_read, ask_write = os.pipe()
+        answer_read, answer_write = os.pipe()
+        verdict_read, verdict_write = os.pipe()
+        served = {"role": "serve", "program": program, **limits}
+        served["seconds"] = deadline - time.monotonic()
+        silence = os.open(os.devnull, os.O_WRONLY)
+        self.start("program", served, "", silence, ask_read, answer_write)
+        tests = {"role": "check", **job, **limits}
+        self.start("tests", tests, "", verdict_write, answer_read, ask_write)
+
+        said = drain(verdict_read, 100, deadline)
+        late = self.finish("tests", deadline) in (None, -signal.SIGALRM)
         self.finish("program", 0 if late else time.monotonic() + 0.05)
-        return {b"pass": "", b"unparsable": "truth unparsable"}.get(said, "timeout" if late else "wrong")
+        if said == b"pass":
+            return ""
+        if said == b"unparsable":
+            return "truth unparsable"
+        return "timeout" if late else "wrong"
 
-# ==== 4. Judging code ================================================================================================
 
-NUMBER = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]{1,3})?")
-BLOCK = re.compile(r"^[ \t]*```[ \t]*(?:python3?|py|Python)?[ \t]*\n(.*?)^[ \t]*```", re.S | re.M)
+def memory_file(name, text):
+    """A descriptor of a file in memory, at its start."""
+    fd = os.memfd_create(name)
+    with open(fd, "w", closefd=False) as file:
+        file.write(text)
+        file.seek(0)
+    return fd
 
-def same_output(got, want):
-    """Lines stripped, token by token, numbers as numbers: exactly, or to 1e-6 where the truth has a decimal point."""
-    def same_token(got, want):
-        if got == want or len(got + want) > 400 or not (NUMBER.fullmatch(got) and NUMBER.fullmatch(want)):
-            return got == want
-        return abs(Fraction(got) - Fraction(want)) * 10**6 <= ("." in want and max(1, abs(Fraction(want))))
-    got, want = ([line.split() for line in text.strip().splitlines()] for text in (got, want))
-    return [*map(len, got)] == [*map(len, want)] and all(all(map(same_token, g, w)) for g, w in zip(got, want))
-
-def read_tests(tests):
-    """(stdin-stdout pairs or None, job of the tests' box or None, limits) from the forms of the datasets."""
-    if isinstance(tests, str):
-        tests = json.loads(tests)
-    if isinstance(tests, list):
-        named = (test["metadata"]["func_name"] for test in tests if test.get("testtype") == "functional")
-        tests = {"inputs": [test["input"] for test in tests], "outputs": [test["output"] for test in tests],
-                 "fn_name": next(named, None)}
-    name = tests.get("fn_name") or tests.get("func_name") or tests.get("entry_point") or ""
-    name = name.rpartition(".")[2]                                                  # also "Solution().name"
-    limits = {"memory": int(tests.get("memory_mb", 1024)) << 20, "seconds": float(tests.get("time_limit", 6))}
-    job = {"prelude": tests.get("prompt", ""), "test": tests.get("functional") or tests.get("test") or "",
-           "entry": name, "cases": [], "atol": tests.get("atol", 0)}
-    if "plus_input" in tests:
-        job["cases"] = [[args] for args in tests["base_input"] + tests["plus_input"]]
-        job |= {"test": "", "prelude": tests["prompt"] + tests["canonical_solution"]}
-    elif not job["test"]:
-        pairs = list(zip(tests["inputs"], tests["outputs"], strict=True))
-        if not name:
-            text = lambda side: "\n".join(side) if isinstance(side, list) else side
-            return [[*map(text, pair)] for pair in pairs] or None, None, limits
-        load = lambda x: [json.loads(line) for line in x.splitlines() if line.strip()] if isinstance(x, str) else x
-        job["cases"] = [[load(i), load(o)[0] if isinstance(o, str) else o] for i, o in pairs]
-    return None, job, limits
-
-def code_judge(text, tests, sandbox, timeout):
-    """(1.0, "") where the last Python block of the text passes every test; stops at the first that fails. Else 0.0 and
-    why: truth unparsable, no answer found, too long, timeout, crashed, or "" for a wrong answer. Raises nothing."""
-    deadline, blocks = time.monotonic() + timeout, BLOCK.findall(text)
-    pairs, job, limits = attempt(read_tests, tests) or (None, None, None)
-    if not pairs and not job:
-        return 0.0, "truth unparsable"
-    if not blocks or len(blocks[-1]) > 200_000:
-        return 0.0, "too long" if blocks else "no answer found"
-    try:
-        if job:
-            reason = sandbox.call(blocks[-1], job, limits, deadline)
-            return float(reason == ""), reason.replace("wrong", "")
-        for stdin, want in pairs:
-            reason, output = sandbox.run(blocks[-1], stdin, 4 * len(want) + 65536, limits, deadline)
-            if reason or not same_output(output.decode(errors="replace"), want):
-                return 0.0, reason
-        return 1.0, ""
-    except (OSError, ValueError):                                                   # a box was lost
-        sandbox.lost()
-        return 0.0, "crashed"
 
 if __name__ == "__main__":
     box_main(*sys.argv[2:])

@@ -330,6 +330,16 @@ def test_refused_without_a_sandbox(monkeypatch, capfd):
     assert capfd.readouterr().err.count("landlock") == 1              # one clear warning
 
 
+def test_a_box_that_failed_is_waited_for():
+    """What could not be had leaves no zombie behind."""
+    sys.path.insert(0, str(ROOT))
+    from harness import sandbox
+    with pytest.raises(OSError, match="no such sandbox"):
+        sandbox.Sandbox("nonsense")
+    left = [child for task in Path("/proc/self/task").iterdir() for child in (task / "children").read_text().split()]
+    assert not [pid for pid in left if "nonsense" in Path(f"/proc/{pid}/cmdline").read_text() or "State:\tZ" in Path(f"/proc/{pid}/status").read_text()]
+
+
 def test_namespaces_denied_falls_back():
     """With user namespaces switched off (as a container does) an unprivileged worker takes Landlock and still works."""
     if os.geteuid() != 0:

@@ -17,7 +17,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 from conftest import GRACE  # noqa: E402
-from harness import sandbox  # noqa: E402
+from harness import programs, sandbox  # noqa: E402
 import verify  # noqa: E402
 
 DATA = Path(os.environ.get("LAD_DATA", ROOT.parent / "shared" / "data"))
@@ -253,7 +253,7 @@ def test_program(pool, response, reward, reason):
     ("1000000000000000001", "1000000000000000000", 0), ("1e3", "1000", 1), ("YES", "Yes", 0), ("nan", "nan", 1), ("inf", "1e999", 0), ("", "", 1), ("", "0", 0), ("1/2", "0.5", 0), ("1_0", "10", 0), ("٣", "3", 0), ("a b", "a  b", 1),
 ])
 def test_output_comparison(got, want, same):
-    assert sandbox.same_output(got, want) == bool(same)
+    assert programs.same_output(got, want) == bool(same)
 
 
 FORMATS = [

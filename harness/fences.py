@@ -1,0 +1,219 @@
+"""
+The program of a response: its fenced blocks, by CommonMark's rule for fences, and which of them is
+meant.
+
+A fence is a line of three or more backticks or tildes; what follows the opening one is its tag. It
+is closed by a line of as many of the same character and nothing else, indented by less than four
+columns more; the end of the text closes it too. What a closing fence ends can thus never be read
+as another block's beginning. The indentation of the opening fence is taken off the lines of the
+block.
+
+Models write more than CommonMark has, and three things are read beyond it: an opening fence behind
+text on its line ("Code: ```python"), a closing one behind the last line of code, where the block
+is no Python otherwise, and a block inside of one that is not Python (a whole answer in a
+```markdown block).
+
+The program is the last block whose tag is Python, else the last untagged one that is a program.
+"""
+
+import ast
+import re
+import textwrap
+import warnings
+from typing import NamedTuple
+
+LONGEST = 200_000  # characters of a program that are parsed
+
+# What a program's literals are warned of is no concern of the caller's
+warnings.filterwarnings("ignore", module="<program>")
+
+FENCE = re.compile(r"(`{3,}|~{3,})([^`]*)$")
+LIST_MARKER = re.compile(r"[ \t]*(?:[-*+]|\d{1,9}[.)])[ \t]+")
+QUOTE = re.compile(r"[ \t]*(?:>[ \t]?)+")
+PYTHON = re.compile(r"(?i)(?:lang(?:uage)?-)?(?:python|pypy|cpython|ipython|py)[\d.]*")
+
+
+class Block(NamedTuple):
+    """A fenced block: its tag, its lines as they stand, and the columns before its fence."""
+
+    tag: str
+    lines: list
+    width: int
+
+
+class Fence(NamedTuple):
+    """An opening fence: its characters, its tag, the columns before it, and whether it is quoted
+    (>)."""
+
+    marks: str
+    tag: str
+    width: int
+    quoted: bool
+
+
+# ==== 1. Blocks =================================================================================
+
+
+def blocks(text, glued=False):
+    """The fenced blocks of a text. glued: a closing fence may stand behind code."""
+    found = []
+    fence = None  # the open one
+    for line in text.split("\n"):
+        if fence and fence.quoted:
+            mark = QUOTE.match(line)
+            if mark:
+                line = line[mark.end() :]
+            else:  # the quotation has ended, and its block with it
+                fence = None
+        if fence is None:
+            fence = opening(line)
+            if fence:
+                found.append(Block(fence.tag, [], fence.width))
+        elif closes(line, fence):
+            fence = None
+        elif glued and code_before_fence(line, fence):
+            found[-1].lines.append(code_before_fence(line, fence))
+            fence = None
+        else:
+            found[-1].lines.append(line)
+    return found
+
+
+def opening(line):
+    """The fence that a line opens, or None."""
+    match = FENCE.search(line)
+    if not match:
+        return None
+    before = line[: match.start()]
+    marks, tag = match[1], match[2].strip()
+    if not before.strip() or LIST_MARKER.fullmatch(before):
+        return Fence(marks, tag, columns(before), False)
+    quote = QUOTE.match(before)
+    if quote:
+        inner = opening(line[quote.end() :])
+        return inner and inner._replace(quoted=True)
+    # Behind text: not in the middle of `code`, and followed by one word at most
+    if marks[0] == "`" and before.count("`") % 2 == 0 and len(tag.split()) <= 1:
+        return Fence(marks, tag, 0, False)
+    return None
+
+
+def closes(line, fence):
+    """Whether a line is the closing fence."""
+    marks = line.strip()
+    if len(marks) < len(fence.marks) or marks != fence.marks[0] * len(marks):
+        return False
+    return columns(line[: len(line) - len(line.lstrip())]) < fence.width + 4
+
+
+def code_before_fence(line, fence):
+    """What stands before a closing fence at the end of a line; "" where there is none."""
+    code = line.rstrip()
+    if not code.endswith(fence.marks):
+        return ""
+    return code.rstrip(fence.marks[0])
+
+
+def columns(before):
+    """How many columns a text takes at the beginning of a line."""
+    return len(before.expandtabs(4))
+
+
+# ==== 2. Programs ===============================================================================
+
+
+def last_program(text):
+    """The program of a response, without its fence's indentation; "" where it has none."""
+    text = text.replace("\r\n", "\n").replace("\r", "\n")
+    found = blocks(text)
+    program = last_tagged(found) or last_untagged(found)
+    if not parsed(program):
+        lenient = blocks(text, glued=True)
+        other = last_tagged(lenient) or last_untagged(lenient)
+        if parsed(other):
+            program = other
+    if program:
+        return program
+    # a block of Python inside of another, or behind one that was never closed
+    for block in reversed(found):
+        program = last_tagged(blocks("\n".join(block.lines)))
+        if program:
+            return program
+    return ""
+
+
+def last_tagged(found):
+    """The last block whose tag is Python and that is not empty."""
+    for block in reversed(found):
+        if is_python(block.tag) and any(map(str.strip, block.lines)):
+            return outdented(block)
+    return ""
+
+
+def last_untagged(found):
+    """The last block without a tag that is a program."""
+    for block in reversed(found):
+        if not block.tag:
+            program = outdented(block)
+            if is_program(program):
+                return program
+    return ""
+
+
+def is_python(tag):
+    """Python's name in one of the ways it is written: python, Py3, python3.11, {.python}, python
+    title=x.py."""
+    first = re.split(r"[\s:,;{}=|(]", tag.strip("{}[]. "))[0]
+    return bool(PYTHON.fullmatch(first))
+
+
+def outdented(block):
+    """Its text without the indentation of the fence.
+
+    By CommonMark up to that many columns go from each line. Behind a list marker models often begin
+    the lines at the margin; then only what all lines have in common may go.
+    """
+    text = "\n".join(outdent(line, block.width) for line in block.lines) + "\n"
+    if block.width and not parsed(text):
+        common = textwrap.dedent("\n".join(block.lines) + "\n")
+        if parsed(common):
+            return common
+    return text
+
+
+def outdent(line, width):
+    """A line without up to `width` columns of white space."""
+    taken = 0
+    for place, char in enumerate(line):
+        taken += {" ": 1, "\t": 4}.get(char, width + 1)
+        if taken > width:
+            return line[place:]
+    return ""
+
+
+def parsed(program):
+    """Its syntax tree; None of what is empty or no Python."""
+    if not program.strip() or len(program) > LONGEST:
+        return None
+    try:
+        return compile(program, "<program>", "exec", ast.PyCF_ONLY_AST)
+    except (SyntaxError, ValueError, MemoryError, RecursionError):
+        return None
+
+
+def is_program(text):
+    """Whether a text without a tag is a program, not an example of output: 7, YES and O(n) are
+    Python too, but do nothing."""
+    tree = parsed(text)
+    if tree is None:
+        return False
+    return any(not isinstance(node, ast.Expr) or prints(node) for node in tree.body)
+
+
+def prints(statement):
+    """Whether a bare expression calls print, or a method: sys.stdout.write."""
+    for node in ast.walk(statement):
+        if isinstance(node, ast.Call):
+            if isinstance(node.func, ast.Attribute) or getattr(node.func, "id", "") == "print":
+                return True
+    return False
