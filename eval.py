@@ -22,14 +22,17 @@ test); on a GPU in bf16 a kernel may round differently in another batch.
 # ruff: noqa: E402 (some settings go before the imports that read them)
 import argparse
 import concurrent.futures
+import contextlib
 import dataclasses
-import hashlib
+import datetime
 import json
 import math
 import os
 import re
+import signal
 import socket
 import sys
+import tempfile
 import time
 import tomllib
 import warnings
@@ -38,6 +41,15 @@ from collections import deque
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
+if str(HERE) not in sys.path:  # python -I and PYTHONSAFEPATH leave out a script's own folder
+    sys.path.insert(0, str(HERE))
+
+
+def stop_early(*_):
+    """Ctrl-C while Python imports, which takes some seconds."""
+    print("eval.py: stopped while starting; nothing was asked yet", file=sys.stderr, flush=True)
+    os._exit(130)
+
 
 if __name__ == "__main__":  # OpenMP and vLLM read these when they are imported, hence up here
     os.environ.setdefault("OMP_NUM_THREADS", str(min(16, len(os.sched_getaffinity(0)))))
@@ -45,18 +57,20 @@ if __name__ == "__main__":  # OpenMP and vLLM read these when they are imported,
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     warnings.filterwarnings("ignore", category=FutureWarning)
+    signal.signal(signal.SIGINT, stop_early)
 
 import numpy as np
 from tqdm import tqdm
 
 import lad
 import verify
-from harness import benchmarks, codeforces, judge, ranks, results
+from harness import benchmarks, codeforces, digest, judge, ranks, results
 from harness.data import find_model, is_chat, read_rows
-from harness.metrics import distinct_n, overlap, pass_at_k, summarize  # noqa: F401 (pass_at_k)
+from harness.metrics import distinct_n, overlap, summarize, words
+from harness.metrics import pass_at_k as pass_at_k  # for whoever imports this file
 from harness.ranks import print0
-from harness.responses import answer_key, solution
-from harness.settings import checked, did_you_mean, die
+from harness.responses import answer_key, response_texts, solution_key
+from harness.settings import checked, did_you_mean, die, one_line, program
 
 # ==== 1. Flags ==================================================================================
 
@@ -97,7 +111,20 @@ def parse(argv, benches):
             die(f"--bench {name}: no such benchmark{did_you_mean(name, benches)}")
     if args.n < 1 or args.limit < 0:
         die(f"--n {args.n} --limit {args.limit}: expected at least 1 and 0")
+    if args.judge_rubric not in judge.RUBRICS:
+        hint = did_you_mean(args.judge_rubric, judge.RUBRICS)
+        die(f"--judge_rubric {args.judge_rubric}: no such rubric{hint}")
+    args.window = {key: day(args, key) for key in ("start", "end") if getattr(args, key)}
     return args
+
+
+def day(args, key):
+    """A day as LiveCodeBench writes it."""
+    text = getattr(args, key)
+    try:
+        return datetime.date.fromisoformat(text).isoformat()
+    except ValueError:
+        die(f"--{key} {text}: expected a day, as 2024-08-01")
 
 
 def refuse_flags(message):
@@ -135,6 +162,9 @@ def add_flags(parser, benches):
         "or a model for vLLM",
     )
     add("judge_model", "gpt-4o", "the judge endpoint's model")
+    add("judge_rubric", "logic", f"what the judge is asked: {', '.join(judge.RUBRICS)}")
+    add("start", "", "LiveCodeBench: only problems of contests from this day on, as 2024-08-01")
+    add("end", "", "LiveCodeBench: only problems of contests up to this day, and on it")
     for key in SHARED:
         parser.add_argument(f"--{key}", help=lad.KNOBS[key].metadata["help"].replace("%", "%%"))
 
@@ -159,15 +189,15 @@ def engine(cfg, folder, device):
     return llm
 
 
-def encode(tokenizer, cfg, text):
-    """Token ids of a prompt, in the chat template if cfg says so."""
+def render(tokenizer, cfg, text):
+    """(a prompt as the model gets it, in the chat template if cfg says so, its token ids)."""
     if cfg.chat:
         messages = [{"role": "user", "content": text}]
         if cfg.system:
             messages = [{"role": "system", "content": cfg.system}, *messages]
         text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
     # a chat template writes its own <bos>
-    return tokenizer(text, add_special_tokens=not cfg.chat)["input_ids"]
+    return text, tokenizer(text, add_special_tokens=not cfg.chat)["input_ids"]
 
 
 def answer(llm, cfg, problems, settings, tokenizer, verifier, file):
@@ -188,14 +218,29 @@ def answer(llm, cfg, problems, settings, tokenizer, verifier, file):
     title = f"{settings['model']} {settings['bench']}"
     bar = tqdm(total=len(problems), desc=title, unit="problem", disable=ranks.rank() > 0)
     pending = deque()
-    with concurrent.futures.ThreadPoolExecutor(1) as thread, bar:
+    with concurrent.futures.ThreadPoolExecutor(1) as thread, bar, told_of_stopping(pending):
         while run.has_unfinished_requests() or pending:
             if run.has_unfinished_requests():
                 for output in run.step():
                     pending.append(thread.submit(finish, output))
             while pending and (pending[0].done() or not run.has_unfinished_requests()):
-                pending.popleft().result()  # a verifier that cannot work ends the evaluation here
+                pending[0].result()  # a verifier that cannot work ends the evaluation here
+                pending.popleft()
                 bar.update()
+
+
+@contextlib.contextmanager
+def told_of_stopping(pending):
+    """Ctrl-C: what vLLM has finished is still verified and written; once more, and it is not."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        left = sum(not future.done() for future in pending)
+        if left:
+            print0(
+                f"\neval      {left} more problems are verified and saved; Ctrl-C leaves at once"
+            )
+        raise
 
 
 def sampling(cfg, settings, number):
@@ -218,14 +263,15 @@ def make_record(settings, problem, outputs, tokenizer, verifier):
     them."""
     kind = settings["kind"]
     tokens = [list(output.token_ids) for output in outputs]
-    texts = tokenizer.batch_decode(tokens, skip_special_tokens=True)
+    texts = response_texts(tokenizer, problem["prompt"], tokens)
     truth = problem["truth"]
     if callable(truth):
         truth = truth()
     rewards = verifier.score([(kind, text, truth) for text in texts])
-    return dict(
+    record = dict(
         settings=settings,
         problem=problem["number"],
+        asked=problem["asked"],
         id=problem["id"],
         statement=problem["statement"],
         rewards=rewards,
@@ -233,14 +279,14 @@ def make_record(settings, problem, outputs, tokenizer, verifier):
         lengths=[len(response) for response in tokens],
         truncated=[output.finish_reason == "length" for output in outputs],
         answers=[answer_key(kind, text) for text in texts],
-        solutions=[short_hash(solution(kind, text)) for text in texts],
+        solutions=[digest.digest(solution_key(kind, text)) for text in texts],
+        texts=[digest.digest("".join(text.split())) for text in texts],
         **diversity_of(tokens, rewards, set(tokenizer.all_special_ids)),
         responses=texts,
     )
-
-
-def short_hash(text):
-    return hashlib.sha1(text.encode()).hexdigest()[:12]
+    if problem["replaces"]:
+        record["replaces"] = problem["replaces"]
+    return record
 
 
 def diversity_of(tokens, rewards, special):
@@ -259,7 +305,7 @@ def diversity_of(tokens, rewards, special):
 # ==== 3. What training has seen =================================================================
 
 
-def contamination(model, problems):
+def contamination(model, loaded):
     """Lines on the overlap of a run's training data with each benchmark; none where the model is
     no run of lad.py."""
     run = read_run(model)
@@ -272,12 +318,17 @@ def contamination(model, problems):
     training = [run["prompt"].format(**last_messages(row)) for row in rows]
 
     notes = []
-    for bench, (mine, _) in problems.items():
-        verbatim, half = overlap([problem["statement"] for problem in mine], training)
-        notes.append(
-            f"{model}, {bench}: of {len(mine)} problems {verbatim} stand in the training data "
+    for name, bench in loaded.items():
+        statements = [row["statement"] for row in bench["rows"]]
+        verbatim, half = overlap(statements, training)
+        note = (
+            f"{model}, {name}: of {len(statements)} problems {verbatim} stand in the training data "
             f"({run['data']}) word for word, {half} with at least half of their 10-word windows"
         )
+        wordless = sum(not words(statement) for statement in statements)
+        if wordless:
+            note += f"; {wordless} have no word to compare"
+        notes.append(note)
     return notes
 
 
@@ -301,7 +352,9 @@ def rate_diversity(args, records, cfg, device, out):
     """Append a line {settings, problem, judge, score, reply} for each record that has none of
     this judge."""
     is_remote = args.judge.startswith("http")
-    name = args.judge_model if is_remote else args.judge
+    model = args.judge_model if is_remote else args.judge
+    rubric = args.judge_rubric
+    name = judge.judge_name(model, rubric)
     todo = [record for record in records if name not in record.get("judged", {})]
     todo = share(sorted(todo, key=place), cfg)
     file = out / f"judge.{slug(name)}.{ranks.rank()}.jsonl"
@@ -313,35 +366,37 @@ def rate_diversity(args, records, cfg, device, out):
             line = dict(
                 settings=record["settings"],
                 problem=record["problem"],
+                asked=record["asked"],
                 judge=name,
-                score=judge.read_score(reply),
+                score=judge.read_score(reply, rubric),
                 reply=reply,
             )
             results.append(file, line)
 
     def ask(record):
-        return judge.ask(args.judge, name, judge.judge_prompt(record))
+        return judge.ask(args.judge, model, judge.judge_prompt(record, rubric))
 
     if is_remote:
         with concurrent.futures.ThreadPoolExecutor(8) as pool:
             save(pool.map(ask, todo))  # they come in order, each as soon as it can
     elif ranks.all_reduce([len(todo)], "max")[0]:
-        save(judge_in_vllm(args.judge, todo, cfg, device))
+        save(judge_in_vllm(model, rubric, todo, cfg, device))
 
 
 def place(record):
     return record["settings"]["model"], record["settings"]["bench"], record["problem"]
 
 
-def judge_in_vllm(model, todo, cfg, device):
+def judge_in_vllm(model, rubric, todo, cfg, device):
     """Replies to the records' prompts; none on a rank that only lends its GPU to its engine."""
     from transformers import AutoTokenizer
 
-    cfg = dataclasses.replace(cfg, model=model, temperature=0.0, top_p=1.0, max_tokens=512)
+    length = judge.RUBRICS[rubric].max_tokens
+    cfg = dataclasses.replace(cfg, model=model, temperature=0.0, top_p=1.0, max_tokens=length)
     folder = find_model(cfg)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     cfg.chat = bool(tokenizer.chat_template)
-    prompts = [encode(tokenizer, cfg, judge.judge_prompt(record)) for record in todo]
+    prompts = [render(tokenizer, cfg, judge.judge_prompt(record, rubric))[1] for record in todo]
     longest = max((len(ids) for ids in prompts), default=1)
     cfg.max_prompt_tokens = int(ranks.all_reduce([longest], "max")[0])
     llm = engine(cfg, folder, device)
@@ -357,7 +412,7 @@ def judge_in_vllm(model, todo, cfg, device):
 
 
 def labelled(found):
-    """[(label, settings, records, summary)] of {settings as JSON: {problem: record}}; models
+    """[(label, settings, records, summary)] of {settings as JSON: {place: record}}; models
     evaluated twice are told apart by the settings that differ."""
     rows = [(json.loads(key), list(records.values())) for key, records in found.items()]
     out = []
@@ -365,13 +420,19 @@ def labelled(found):
         twins = [other for other, _ in rows if same_place(other, settings)]
         differ = []
         for key, value in settings.items():
-            if any(twin.get(key) != value for twin in twins):
-                differ.append(f"{key} {value}")
+            if any(twin.get(key, "") != value for twin in twins):
+                differ.append(f"{key} {shortened(value) or 'none'}")
         label = settings["model"]
         if differ:
             label += f" ({', '.join(differ)})"
         out.append((label, settings, records, summarize(records)))
     return out
+
+
+def shortened(value):
+    """A setting, in a cell of a table."""
+    text = " ".join(str(value).replace("|", "/").split())
+    return text if len(text) <= 40 else text[:37] + "..."
 
 
 def same_place(one, other):
@@ -391,7 +452,7 @@ def show(rows, data, notes=()):
         mine = [row for row in rows if row[1]["bench"] == bench]
         parts.append(detail(bench, mine))
         for label, _, records, _ in mine:
-            if all(record["id"] for record in records):
+            if any(record["id"] for record in records):
                 parts.append(f"{label}, {bench}: {codeforces.rate(records, data)}")
     return "\n\n".join([*parts, *notes])
 
@@ -410,14 +471,14 @@ def detail(bench, rows):
     ks = [2**i for i in range(1, 15) if 2**i < largest]
     dists = ["dist-3", "dist-4", "dist-3 right", "dist-4 right"]
     head = ["model", "problems", "n", "avg@n", *[f"pass@{k}" for k in ks], "pass@n", "maj@n"]
-    head += [*dists, "distinct", "judge", "tokens", "truncated", "failures"]
+    head += [*dists, "distinct", "distinct texts", "judge", "tokens", "truncated", "failures"]
     lines = []
     for label, _, _, x in rows:
         curve = [number(x["pass_at"][k - 1], 1, 100) if k <= x["n"] else "-" for k in ks]
         line = [label, x["problems"], x["n"], percent(x, 1), *curve, percent(x, x["n"])]
         line.append(number(x["maj"], 1, 100))
         line += [number(x["dist"][key], 3) for key in dists]
-        line += [number(x["distinct"], 2), show_judges(x["judge"])]
+        line += [number(x["distinct"], 2), number(x["distinct_texts"], 2), show_judges(x["judge"])]
         line += [number(x["length"], 1), number(x["truncated"], 1, 100)]
         line.append(", ".join(f"{n} {reason}" for reason, n in x["reasons"].items()) or "-")
         lines.append(line)
@@ -427,7 +488,7 @@ def detail(bench, rows):
 def show_settings(bench, rows):
     parts = []
     for key in ("temperature", "top_p", "max_tokens", "seed", "kind", "source", "tokenizer"):
-        values = sorted({str(settings[key]) for _, settings, _, _ in rows})
+        values = sorted({str(settings.get(key, "-")) for _, settings, _, _ in rows})
         parts.append(f"{key} {' / '.join(values)}")
     return f"{bench}: {'; '.join(parts)}. avg, pass, maj and truncated in %"
 
@@ -566,8 +627,7 @@ def share(items, cfg):
 
 
 def resolve(model, cfg):
-    """(folder of the weights, a hash of config.json and of 1 MB of each file: no training step
-    leaves those as they were, config of the run or {})."""
+    """(folder of the weights, their digest, config of the run or {})."""
     run = read_run(model)
     if run:
         folder = Path(model, "hf")
@@ -578,12 +638,10 @@ def resolve(model, cfg):
         if run:
             why = f": the run has not finished; go on with: python lad.py --resume {model}"
         die(f"{model}: no {folder}/config.json{why}")
-    digest = hashlib.sha256((folder / "config.json").read_bytes())
-    for path in sorted(folder.glob("*.safetensors")):
-        with open(path, "rb") as file:
-            file.seek(path.stat().st_size // 2)
-            digest.update(file.read(1 << 20))
-    return str(folder), digest.hexdigest()[:12], run
+    # one rank reads them, and tells the others
+    value = int(digest.of_weights(folder), 16) if ranks.rank() == 0 else 0
+    value = int(ranks.all_reduce([value], "max")[0])
+    return str(folder), f"{value:012x}", run
 
 
 def restart():
@@ -602,26 +660,31 @@ def restart():
     os.execv(sys.executable, sys.orig_argv)
 
 
-def settings_of(args, model, weights, bench, source, tokenizer, table, cfg):
+def settings_of(args, model, weights, name, bench, tokenizer, cfg):
     """What tells one evaluation of a benchmark from another."""
+    source = bench["source"]
     settings = dict(
         model=model.rstrip("/"),
         weights=weights,
-        bench=bench,
+        bench=name,
         source=Path(source).name if Path(source).exists() else source,
         n=args.n,
     )
-    for key in ("temperature", "top_p", "max_tokens", "seed", "kind", "prompt", "chat", "system"):
+    for key in ("temperature", "top_p", "max_tokens", "seed", "kind", "chat", "system"):
         settings[key] = getattr(cfg, key)
+    settings["prompt"] = bench["template"]
+    settings["chat_template"] = digest.digest(tokenizer.chat_template) if cfg.chat else ""
     settings["verify_timeout"] = cfg.verify_timeout
-    settings["window"] = [table.get("start"), table.get("end")]
-    settings["tokenizer"] = f"{type(tokenizer).__name__}, {len(tokenizer)} tokens"
+    for key in ("release", "start", "end"):
+        settings[key] = bench["table"].get(key, "")
+    kind = type(tokenizer).__name__
+    settings["tokenizer"] = f"{kind}, {len(tokenizer)} tokens, {digest.of_tokenizer(tokenizer)}"
     return settings
 
 
-def missing(args, model, cfg, tables, problems, done, wanted):
-    """(folder of the model, its tokenizer, [(config, problems without a line, settings)]). What
-    the report will want is added to `wanted`, {settings as JSON: numbers of problems}."""
+def missing(args, model, cfg, loaded, done, wanted):
+    """(folder of the model, its tokenizer, [(config, problems without a line, settings)]). The
+    places that the report will want are added to `wanted`, {key of the settings: places}."""
     from transformers import AutoTokenizer
 
     folder, weights, run = resolve(model, cfg)
@@ -630,29 +693,48 @@ def missing(args, model, cfg, tables, problems, done, wanted):
         chat=run.get("chat", bool(tokenizer.chat_template)), system=run.get("system", "")
     )
     work = []
-    for bench, (rows, source) in problems.items():
-        table = tables[bench]
-        knobs = {key: value for key, value in table.items() if key in SHARED}
-        knobs = checked(knobs, f"configs.toml, [bench.{bench}]", lad.KNOBS)
+    for name, bench in loaded.items():
+        knobs = {key: value for key, value in bench["table"].items() if key in SHARED}
+        knobs = checked(knobs, f"configs.toml, [bench.{name}]", lad.KNOBS)
         now = lad.Config(**DEFAULTS | of_model | knobs)
-        settings = settings_of(args, model, weights, bench, source, tokenizer, table, now)
-        key = json.dumps(settings, sort_keys=True)
-        wanted[key] = {row["number"] for row in rows}
-
-        todo = []
-        for row in rows:
-            if row["number"] in done.get(key, {}):
-                continue
-            ids = encode(tokenizer, now, row["text"])
-            if len(ids) > now.max_prompt_tokens:
+        settings = settings_of(args, model, weights, name, bench, tokenizer, now)
+        key = results.key_of(settings)
+        rows = [ask_for(row, tokenizer, now) for row in bench["rows"]]
+        wanted[key] = {results.place_of(row) for row in rows}
+        todo = unanswered(rows, done.get(key, {}))
+        for row in todo:
+            size = len(row["prompt_ids"])
+            if size > now.max_prompt_tokens:
                 die(
-                    f"{bench}: a prompt has {len(ids)} tokens, more than --max_prompt_tokens "
+                    f"{name}: a prompt has {size} tokens, more than --max_prompt_tokens "
                     f"{now.max_prompt_tokens}"
                 )
-            todo.append(dict(row, prompt_ids=ids))
         if todo:
             work.append((now, todo, settings))
     return folder, tokenizer, work
+
+
+def ask_for(row, tokenizer, cfg):
+    """A problem as a model is asked it: with its prompt's token ids and the digest that it is
+    known by."""
+    prompt, ids = render(tokenizer, cfg, row["text"])
+    asked = digest.of_question(ids, row["truth_digest"])
+    return dict(row, problem=row["number"], prompt=prompt, prompt_ids=ids, asked=asked)
+
+
+def unanswered(rows, records):
+    """The problems that have no line, each with the digests of what was asked under its number
+    before."""
+    before = {}
+    for number, asked in records:
+        if asked is not None:
+            before.setdefault(number, []).append(asked)
+    todo = []
+    for row in rows:
+        others = before.get(row["number"], [])
+        if row["asked"] not in others:
+            todo.append(dict(row, replaces=sorted(others)))
+    return todo
 
 
 def room(work):
@@ -676,13 +758,14 @@ def evaluate(args, model, folder, tokenizer, work, cfg, device):
     ranks.dist.barrier()
 
 
-def pick(found, wanted):
-    """Of what was read, the problems that are wanted."""
-    picked = {}
-    for key, numbers in wanted.items():
-        records = found.get(key, {})
-        picked[key] = {number: record for number, record in records.items() if number in numbers}
-    return {key: records for key, records in picked.items() if records}
+def make_folder(out):
+    """--out, made if need be; one line where it cannot be used."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out):
+            pass
+    except OSError as error:
+        die(f"--out {str(out)[:200]}: {error.strerror}; name a folder that can be written")
 
 
 def report(args, found, notes):
@@ -693,37 +776,47 @@ def report(args, found, notes):
         die(f"no MODEL is given and {out} has no results to report; see python eval.py --help")
     text = show(rows, args.data, notes)
     print(f"\n{text}\n", flush=True)
-    (out / "table.md").write_text(text + "\n")
-    if args.plot:
-        plot(rows, out)
+    try:
+        (out / "table.md").write_text(text + "\n", encoding="utf-8")
+        if args.plot:
+            plot(rows, out)
+    except OSError as error:
+        die(f"{out}: {one_line(error)}; the table above is whole, not all of it is on disk")
 
 
-def main(argv):
-    benches, templates = benchmarks.read_tables(SHARED)
-    args = parse(argv, benches)
+def run(args, benches, templates):
     out = Path(args.out)
     if not args.models:
-        report(args, results.read(out), ())
+        found = results.read(out) if os.path.isdir(out) else {}
+        report(args, results.latest(found), ())
         return
 
-    # The problems, before anything that takes long
-    tables = {name: benches[name] | args.knobs for name in args.bench}
-    problems = {}
-    for name, table in tables.items():
-        problems[name] = benchmarks.load_problems(name, table, templates, args.data, args.limit)
+    # The problems, and all else that is cheap to refuse, before anything that takes long
+    make_folder(out)
+    loaded = {}
+    for name in args.bench:
+        table = benches[name] | args.knobs | args.window
+        rows, source = benchmarks.load_problems(name, table, templates, args.data, args.limit)
+        template = templates.get(table["prompt"], table["prompt"])
+        loaded[name] = dict(table=table, rows=rows, source=source, template=template)
     size = dict(prompts=int(os.environ.get("WORLD_SIZE", 1)))
     cfg = lad.Config(**DEFAULTS | args.knobs | size)
     cfg.config = "eval.py"
     device = ranks.join(cfg)
-    out.mkdir(parents=True, exist_ok=True)
     done = results.read(out)
+    old = results.without_question(done)
+    if old:
+        print0(
+            f"eval      {old} lines in {out} are of an older eval.py, which did not say what was "
+            "asked: they are not used"
+        )
     ranks.dist.barrier()  # every rank has read what was done before any writes more
 
     # What is missing, model by model
     wanted = {}
     has_engine = False
     for model in args.models:
-        folder, tokenizer, work = missing(args, model, cfg, tables, problems, done, wanted)
+        folder, tokenizer, work = missing(args, model, cfg, loaded, done, wanted)
         if not work:
             continue
         if has_engine:
@@ -734,15 +827,54 @@ def main(argv):
     if args.judge:
         if has_engine and not args.judge.startswith("http"):
             restart()
-        found = pick(results.read(out, full=True), wanted)
+        found = results.pick(results.read(out, full=True), wanted)
         records = [record for mine in found.values() for record in mine.values()]
         rate_diversity(args, records, cfg, device, out)
         ranks.dist.barrier()
 
     if ranks.rank() == 0:
-        notes = [note for model in args.models for note in contamination(model, problems)]
-        report(args, pick(results.read(out), wanted), notes)
+        notes = [note for model in args.models for note in contamination(model, loaded)]
+        report(args, results.pick(results.read(out), wanted), notes)
+
+
+def leave_at_interrupt(out):
+    """Say what is saved and how to go on; nothing is left to be tidied up."""
+    if ranks.rank() == 0:
+        saved = 0
+        if os.path.isdir(out):
+            saved = sum(len(records) for records in results.read(out).values())
+        print(
+            f"\n{program()}: stopped; {saved} finished problems are saved in {out}; give the same "
+            "command to go on from there",
+            file=sys.stderr,
+            flush=True,
+        )
+    os._exit(130)
+
+
+@contextlib.contextmanager
+def quiet_when_unread():
+    """Nothing is said when who reads what is printed has enough: `| head`."""
+    try:
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at the end
+        sys.exit(141)
+
+
+def main(argv):
+    with quiet_when_unread():
+        benches, templates = benchmarks.read_tables(SHARED)
+        args = parse(argv, benches)
+        try:
+            run(args, benches, templates)
+        except KeyboardInterrupt:
+            leave_at_interrupt(args.out)
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     main(sys.argv[1:])

@@ -24,17 +24,24 @@ SUBMISSIONS = 8  # of a problem that count, the first
 def rate(records, data, folder=CACHE, api=API, least=200):
     """One line: mean rating over contests, and percentile; or why there is none."""
     contests = {}
+    unknown = []
     for record in records:
-        number, index = re.fullmatch(r"(\d+)(\w+)", record["id"]).groups()
+        name = read_id(record["id"])
+        if name is None:
+            unknown.append(record["id"])
+            continue
+        number, index = name
         right = [reward > 0.5 for reward in record["rewards"]]
         contests.setdefault(number, {})[index] = right
+    if not contests:
+        return f"no rating: no id names a contest and a problem, as 1873A does: {unknown[0]!r}"
 
     ratings = []
     try:
-        for number, submissions in tqdm(contests.items(), "contest standings", unit="contest"):
+        for number in tqdm(contests, "contest standings", unit="contest"):
             found = contest(number, folder, api)
             if found:
-                ratings.append(contest_rating(found, submissions, least))
+                ratings.append(contest_rating(found, contests[number], least))
     except OSError as error:
         return (
             f"no rating: the standings of {len(contests)} contests are needed, not all are in "
@@ -46,6 +53,9 @@ def rate(records, data, folder=CACHE, api=API, least=200):
             f"no rating: none of {len(contests)} contests has more than {least} rated participants"
         )
 
+    left_out = ""
+    if unknown:
+        left_out = f"; {len(unknown)} ids could not be read (the first: {unknown[0]!r})"
     rating = np.mean(ratings)
     table = Path(data, "codeforces_ratings_2024.json")
     place = f"no percentile: no {table}"
@@ -56,8 +66,25 @@ def rate(records, data, folder=CACHE, api=API, least=200):
         f"rating {rating:.0f}, {place}; mean over {len(ratings)} of {len(contests)} contests, at "
         f"most {SUBMISSIONS} submissions a problem. Inflated where the tests are only the samples, "
         "as most of codeforces.json's are; problems of a contest that the file lacks count as "
-        "unsolved"
+        "unsolved" + left_out
     )
+
+
+# What may stand around the number and the index in an id, and in an address
+AROUND = re.compile(r"https?://|www\.|codeforces(\.com)?|problemset|contest|problem|cf", re.I)
+
+
+def read_id(text):
+    """(number of the contest, index of the problem) of an id as 1873A, 1873/A, CF1873A, 1873_A or
+    the problem's address; None where it is none."""
+    text = AROUND.sub("/", str(text))
+    text = re.sub(r"[\s/_.:-]+", "/", text).strip("/")
+    match = re.fullmatch(r"(\d+)/?([A-Za-z]\d{0,2})", text)
+    if match is None:
+        match = re.fullmatch(r"(\d+)/(\d\d?)", text)  # 921/01
+    if match is None:
+        return None
+    return match[1], match[2].upper()
 
 
 def contest(number, folder, api=API):

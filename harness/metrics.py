@@ -1,10 +1,12 @@
 """Metrics of evaluation: pure functions of counts, of texts, and of finished problems."""
 
 import ast
+import functools
 import itertools
 import math
 import operator
 import re
+import unicodedata
 from collections import Counter
 
 import numpy as np
@@ -131,12 +133,9 @@ def summarize(records):
     records = sorted(records, key=lambda record: record["problem"])
     n = len(records[0]["rewards"])
     curves = []
-    distinct = []
     for record in records:
-        right = [reward > 0.5 for reward in record["rewards"]]
-        curves.append(pass_curve(n, sum(right)))
-        solutions = itertools.compress(record["solutions"], right)
-        distinct.append(len(set(solutions)))
+        right = sum(reward > 0.5 for reward in record["rewards"])
+        curves.append(pass_curve(n, right))
     curves = np.array(curves)  # [problems, k]
 
     dist = {}
@@ -151,12 +150,21 @@ def summarize(records):
         interval=interval(curves),  # [2, k]
         maj=mean(majority(record) for record in records),
         dist=dist,
-        distinct=mean(distinct),
+        distinct=mean(different(record, "solutions") for record in records),
+        distinct_texts=mean(different(record, "texts") for record in records),
         judge=judged(records),
         length=mean(x for record in records for x in record["lengths"]),
         truncated=mean(x for record in records for x in record["truncated"]),
         reasons=Counter(reasons),
     )
+
+
+def different(record, key):
+    """How many right responses differ in this; None where the line does not have it."""
+    if key not in record:
+        return None
+    right = [reward > 0.5 for reward in record["rewards"]]
+    return len(set(itertools.compress(record[key], right)))
 
 
 def judged(records):
@@ -181,7 +189,8 @@ def mean(values):
 
 def overlap(statements, training):
     """(how many statements stand word for word in a training text, how many have at least half of
-    their 10-word windows somewhere in the training)."""
+    their 10-word windows somewhere in the training). One without a word, which is all that is
+    compared, is in neither."""
     known = set()
     texts = []
     for text in set(training):
@@ -194,6 +203,8 @@ def overlap(statements, training):
     half = 0
     for statement in statements:
         found = words(statement)
+        if not found:
+            continue
         verbatim += f" {' '.join(found)} " in whole
         mine = windows(found)
         half += 2 * len(mine & known) >= len(mine)
@@ -201,9 +212,29 @@ def overlap(statements, training):
 
 
 def words(text):
-    return re.findall(r"[a-z0-9]+", text.lower())
+    """The words and numbers of a text in any script, without case, width, and ways to write an
+    accent."""
+    return word_pattern().findall(unicodedata.normalize("NFKC", text).casefold())
+
+
+# Thai, Lao, Burmese, Khmer, kana, Han: written without spaces, so that each character is a word
+SPACELESS = (
+    "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff"
+    "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+)
+
+
+@functools.cache
+def word_pattern():
+    """A word is of \\w without the underscore, and of the marks that vowels are written with in
+    many scripts, which \\w leaves out."""
+    marks = [chr(i) for i in range(0x300, 0x1F000) if unicodedata.category(chr(i))[0] == "M"]
+    mark = re.escape("".join(marks))
+    return re.compile(rf"[{SPACELESS}]|(?:(?![{SPACELESS}_])[\w{mark}])+")
 
 
 def windows(found):
-    """The runs of 10 words; of fewer words, the one run of all."""
+    """The runs of 10 words; of fewer words, the one run of all; of none, none."""
+    if not found:
+        return set()
     return {" ".join(found[i : i + 10]) for i in range(max(1, len(found) - 9))}
