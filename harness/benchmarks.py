@@ -255,7 +255,7 @@ def has_tests(row, key):
     """Whether there is a test in a field; one that cannot be read is found out when it is
     used."""
     packed = row.get(key)
-    if not packed or len(packed) > 200:  # an empty list is shorter, packed or not
+    if not packed or len(str(packed)) > 200:  # an empty list is shorter, packed or not
         return bool(packed)
     try:
         return bool(unpack(packed))
