@@ -1,500 +1,880 @@
 """
 eval.py: the papers' evaluation of any checkpoint, side by side.
 
-    python eval.py tiny runs/tiny-lad-s0 --bench tiny --plot                             # before and after training
+    python eval.py tiny runs/tiny-lad-s0 --bench tiny --plot    # before and after training
     python eval.py RUN Qwen/Qwen2.5-7B --bench math500,aime24,amc,minerva,olympiad --n 32
-    torchrun --nproc_per_node=8 eval.py RUN --bench lcb_v6 --samples 16                  # data-parallel; torchrun takes --n for its own
-    python eval.py --out evals --plot                                                    # the table again, and pictures
+    torchrun --nproc_per_node=8 eval.py RUN --bench lcb_v6 --samples 16
+    python eval.py --out evals --plot                           # the table again, and pictures
 
-MODEL: a run directory of lad.py, a folder in Hugging Face's format, a hub name, or `tiny`. vLLM writes n responses to each problem, verify.py
-scores them, each problem becomes one JSON line in --out as soon as it is finished. A line carries all its settings: files may be merged
-with cat, an interrupted evaluation goes on where it stopped, other settings never mix. All that is printed or drawn comes from the lines.
-Every response has a seed of its own, made of --seed, benchmark, problem and number: neither batch nor ranks nor interruptions change it. On a CPU
-in fp32 the tokens are the same, bit for bit (a test); on a GPU in bf16 a kernel may round differently in another batch.
+(--samples is --n, which torchrun takes for its own.)
+
+MODEL: a run directory of lad.py, a folder in Hugging Face's format, a hub name, or `tiny`. vLLM
+writes n responses to each problem, verify.py scores them, each problem becomes one JSON line in
+--out as soon as it is finished. A line carries all its settings: files may be merged with cat, an
+interrupted evaluation goes on where it stopped, other settings never mix. All that is printed or
+drawn comes from the lines.
+
+Every response has a seed of its own, made of --seed, benchmark, problem and number: neither batch
+nor ranks nor interruptions change it. On a CPU in fp32 the tokens are the same, bit for bit (a
+test); on a GPU in bf16 a kernel may round differently in another batch.
 """
-import argparse, ast, base64, collections, concurrent.futures, dataclasses, gzip, hashlib, itertools, json, math, operator, os
-import pickletools, re, socket, sys, time, tomllib, urllib.error, urllib.request, warnings, zlib
-from functools import partial
+
+# ruff: noqa: E402 (some settings go before the imports that read them)
+import argparse
+import concurrent.futures
+import contextlib
+import dataclasses
+import datetime
+import json
+import math
+import os
+import re
+import signal
+import socket
+import sys
+import tempfile
+import time
+import tomllib
+import warnings
+import zlib
+from collections import deque
 from pathlib import Path
-if __name__ == "__main__":   # read by OpenMP and by vLLM when they are imported, hence up here
-    for key, value in dict(OMP_NUM_THREADS=str(min(16, len(os.sched_getaffinity(0)))), OMP_WAIT_POLICY="passive", VLLM_LOGGING_LEVEL="ERROR", TORCH_CPP_LOG_LEVEL="ERROR").items():
-        os.environ.setdefault(key, value)
+
+HERE = Path(__file__).resolve().parent
+if str(HERE) not in sys.path:  # python -I and PYTHONSAFEPATH leave out a script's own folder
+    sys.path.insert(0, str(HERE))
+
+
+def stop_early(*_):
+    """Ctrl-C while Python imports, which takes some seconds."""
+    print("eval.py: stopped while starting; nothing was asked yet", file=sys.stderr, flush=True)
+    os._exit(130)
+
+
+if __name__ == "__main__":  # OpenMP and vLLM read these when they are imported, hence up here
+    os.environ.setdefault("OMP_NUM_THREADS", str(min(16, len(os.sched_getaffinity(0)))))
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     warnings.filterwarnings("ignore", category=FutureWarning)
+    signal.signal(signal.SIGINT, stop_early)
 
 import numpy as np
 from tqdm import tqdm
-import lad, verify
-from harness import ranks
-from harness.data import field, find_model, read_rows
-from harness.metrics import pass_at_k   # for whoever imports this file
+
+import lad
+import verify
+from harness import benchmarks, codeforces, digest, judge, ranks, results
+from harness.data import find_model, is_chat, read_rows
+from harness.metrics import distinct_n, overlap, summarize, words
+from harness.metrics import pass_at_k as pass_at_k  # for whoever imports this file
 from harness.ranks import print0
-from harness.settings import checked, did_you_mean, die
-HERE, CACHE, CODEFORCES = Path(__file__).resolve().parent, Path("~/.cache/lad").expanduser(), "https://codeforces.com/api"
-# FlowRL's evaluation scripts, whose models and benchmarks are LAD's: temperature 0.6, top-p 0.95, 2,048 + 8,192 tokens. FADE: --temperature 1 --top_p 1
-DEFAULTS = dict(temperature=0.6, top_p=0.95, max_prompt_tokens=2048, max_tokens=8192, device="auto", vllm_memory=0.85)
-SHARED = ("seed temperature top_p max_tokens max_prompt_tokens prompt kind chat system device tensor_parallel vllm_memory vllm_seqs vllm_eager "
-          "verify_workers verify_timeout").split()   # lad.py's knobs that are flags here and may stand in a benchmark's table
-FIELDS = "hub name split file local ids problem truth truth_after start end".split()   # the table's own
+from harness.responses import answer_key, response_texts, solution_key
+from harness.settings import checked, did_you_mean, die, one_line, program
+
+# ==== 1. Flags ==================================================================================
+
+# FlowRL's evaluation scripts, whose models and benchmarks are LAD's: temperature 0.6, top-p 0.95,
+# 2,048 + 8,192 tokens. FADE: --temperature 1 --top_p 1
+DEFAULTS = dict(
+    temperature=0.6,
+    top_p=0.95,
+    max_prompt_tokens=2048,
+    max_tokens=8192,
+    device="auto",
+    vllm_memory=0.85,
+)
+
+# lad.py's knobs that are flags here and may stand in a benchmark's table
+SHARED = ("seed", "temperature", "top_p", "max_tokens", "max_prompt_tokens", "prompt", "kind")
+SHARED += ("chat", "system", "device", "tensor_parallel", "vllm_memory", "vllm_seqs", "vllm_eager")
+SHARED += ("verify_workers", "verify_timeout")
+
 
 def parse(argv, benches):
-    """The flags. Those that are lad.py's knobs are checked as lad.py checks them and stand in .knobs if they were given."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
-    parser.error = lambda message: die(message + "; see python eval.py --help")
-    parser.add_argument("models", nargs="*", metavar="MODEL", help="run directory, folder, hub name, or tiny; none: report what is in --out")
-    parser.add_argument("--n", "--samples", type=int, default=32, help="responses to a problem (default 32)")
-    parser.add_argument("--plot", action="store_true", help="draw passk.png, diversity.png and training.png in --out")
-    for name, default, help in [("bench", "math500", "with commas between: " + ", ".join(benches)), ("limit", 0, "only the first so many problems; 0: all"),
-                                ("out", "evals", "folder of the JSON lines and pictures"), ("judge_model", "gpt-4o", "the judge endpoint's model"),
-                                ("data", os.environ.get("LAD_DATA", str(HERE / "shared/data")), "folder of benchmark files, looked into before the hub; $LAD_DATA"),
-                                ("judge", "", "rates logical diversity: URL of an OpenAI-compatible endpoint (key: $OPENAI_API_KEY), or a model for vLLM")]:
-        parser.add_argument(f"--{name}", type=type(default), default=default, help=f"{help} (default {default!r})")
-    for key in SHARED: parser.add_argument(f"--{key}", help=lad.KNOBS[key].metadata["help"].replace("%", "%%"))
+    """The flags. Those that are lad.py's knobs are checked as lad.py checks them and stand in
+    .knobs if they were given."""
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.error = refuse_flags
+    add_flags(parser, benches)
     args = parser.parse_args(argv)
-    args.knobs = checked({key: value for key in SHARED if (value := getattr(args, key)) is not None}, "command line", lad.KNOBS)
-    for name in set(args.bench.split(",")) - set(benches):
-        die(f"--bench {name}: no such benchmark{did_you_mean(name, benches)}")
-    return args if args.n >= 1 and args.limit >= 0 else die(f"--n {args.n} --limit {args.limit}: expected at least 1 and 0")
 
-# ==== 1. Benchmarks: rows from a local file or the hub, by the tables of configs.toml ===================================
-def read_tables():
-    """({benchmark: its table}, {name: prompt template}) of configs.toml."""
-    tables = tomllib.loads((HERE / "configs.toml").read_text())["bench"]
-    benches, templates = ({k: v for k, v in tables.items() if isinstance(v, kind)} for kind in (dict, str))
-    for name, key in ((name, key) for name, table in benches.items() for key in [*table, *table.get("local", {})] if key not in FIELDS + SHARED):
-        die(f"configs.toml, [bench.{name}]: unknown key {key!r}{did_you_mean(key, FIELDS + SHARED)}")
-    return benches, templates
+    given = {key: getattr(args, key) for key in SHARED if getattr(args, key) is not None}
+    args.knobs = checked(given, "command line", lad.KNOBS)
+    args.bench = args.bench.split(",")
+    for name in args.bench:
+        if name not in benches:
+            die(f"--bench {name}: no such benchmark{did_you_mean(name, benches)}")
+    if args.n < 1 or args.limit < 0:
+        die(f"--n {args.n} --limit {args.limit}: expected at least 1 and 0")
+    if args.judge_rubric not in judge.RUBRICS:
+        hint = did_you_mean(args.judge_rubric, judge.RUBRICS)
+        die(f"--judge_rubric {args.judge_rubric}: no such rubric{hint}")
+    args.window = {key: day(args, key) for key in ("start", "end") if getattr(args, key)}
+    return args
 
-def read_bench(name, table, data):
-    """(rows, source, table) of the local file where there is one, else of the hub."""
-    source, file = table.get("hub"), Path(data, table.get("file", "-"))
-    if table.get("file") == "tiny":
-        from harness import tiny
-        file = tiny.make()["test"]
-    if file.exists():
-        source, table = str(file), table | table.get("local", {})
-    source or die(f"{name}: no file {file}; name the folder that has it: --data DIR")
-    if "start" in table:
-        return livecodebench(name, source, table["start"], table["end"]), source, table
-    rows = [json.loads(x) for x in gzip.open(source, "rt")] if source.endswith(".gz") else read_rows(source, table.get("name", ""), table.get("split", "test"))
-    return rows, source, table
 
-def livecodebench(name, source, start, end):
-    """Rows dated start..end, inclusive, of test*.jsonl (arXiv 2403.07974). Tests stay packed until they are used: unpacked, all are many GB."""
+def day(args, key):
+    """A day as LiveCodeBench writes it."""
+    text = getattr(args, key)
     try:
-        from huggingface_hub import snapshot_download
-        folder = Path(source if Path(source).is_dir() else snapshot_download(source, repo_type="dataset", allow_patterns="test*.jsonl"))
-    except Exception as error:   # hub errors come in a dozen types
-        die(f"cannot read {source!r}: {str(error).splitlines()[0]}; put its test*.jsonl into a folder livecodebench in --data")
-    rows = enumerate((json.loads(line) for path in sorted(folder.glob("test*.jsonl")) for line in open(path)), 1)
-    rows = [row for i, row in rows if start <= field(row, "contest_date", f"{source}, row {i}")[:10] <= end]
-    days = [row["contest_date"][:10] for row in rows] or ["none"]
-    print0(f"data      {name}: {len(rows)} problems in {start}..{end} inclusive, dated {min(days)}..{max(days)}")
-    return rows
-def livecodebench_tests(row):
-    """Public and private tests as verify.py reads them. The private ones are a pickled string: it is picked out, nothing is unpickled."""
-    private = row["private_test_cases"]
-    if not private.startswith("["):
-        private = next(value for _, value, _ in pickletools.genops(zlib.decompress(base64.b64decode(private))) if isinstance(value, str))
-    return [test | {"metadata": json.loads(row["metadata"])} for test in json.loads(row["public_test_cases"]) + json.loads(private)]
+        return datetime.date.fromisoformat(text).isoformat()
+    except ValueError:
+        die(f"--{key} {text}: expected a day, as 2024-08-01")
 
-def load_problems(name, table, templates, data, limit=0):
-    """([{number, id, statement, text (the prompt), truth}], source). A row that lacks a field ends the program with its number."""
-    rows, source, table = read_bench(name, table, data)
-    ids = json.loads(path.read_text()) if (path := Path(data, table.get("ids", "-"))).exists() else collections.defaultdict(str)
-    template, path, problems = templates.get(table["prompt"], table["prompt"]), table.get("truth", "answer"), []
-    for number, row in enumerate(itertools.islice(rows, limit or None)):
-        pick = lambda path: field(row, path, f"{source}, row {number + 1}")
-        if "private_test_cases" in row:
-            truth, row = partial(livecodebench_tests, row), row | {"problem": row["question_content"]}
-        else:
-            truth = {k: pick(v) for k, v in (pair.split("=") for pair in path.split(","))} if "=" in path else pick(path)
-            truth = str(truth).rpartition(table["truth_after"])[2].strip() if "truth_after" in table else truth
-        statement = pick(table.get("problem", "problem"))
-        statement = str(statement[-1]["content"] if isinstance(statement, list) else statement)
-        try:
-            form = templates["starter" if row.get("starter_code") else "stdin"].format(**row)
-            text = template.format(**{"format": form} | row | {"problem": statement})
-        except (KeyError, IndexError) as error:
-            die(f"{source}, row {number + 1}: the prompt template needs field {error}; it has {', '.join(row)}")
-        problems.append(dict(number=number, id=ids[number], statement=statement, text=text, truth=truth))
-    return problems, source
 
-# ==== 2. Generating and scoring: one JSON line for each problem, as it finishes =========================================
+def refuse_flags(message):
+    die(f"{message}; see python eval.py --help")
+
+
+def add_flags(parser, benches):
+    def add(name, default, help):
+        help = f"{help} (default {default!r})".replace("%", "%%")
+        parser.add_argument(f"--{name}", type=type(default), default=default, help=help)
+
+    parser.add_argument(
+        "models",
+        nargs="*",
+        metavar="MODEL",
+        help="run directory, folder, hub name, or tiny; none: report what is in --out",
+    )
+    parser.add_argument(
+        "--n", "--samples", type=int, default=32, help="responses to a problem (default 32)"
+    )
+    parser.add_argument(
+        "--plot",
+        action="store_true",
+        help="draw passk.png, diversity.png and training.png in --out",
+    )
+    add("bench", "math500", f"with commas between: {', '.join(benches)}")
+    add("limit", 0, "only the first so many problems; 0: all")
+    add("out", "evals", "folder of the JSON lines and pictures")
+    data = os.environ.get("LAD_DATA", str(HERE / "shared/data"))
+    add("data", data, "folder of benchmark files, looked into before the hub; $LAD_DATA")
+    add(
+        "judge",
+        "",
+        "rates logical diversity: URL of an OpenAI-compatible endpoint (key: $OPENAI_API_KEY), "
+        "or a model for vLLM",
+    )
+    add("judge_model", "gpt-4o", "the judge endpoint's model")
+    add("judge_rubric", "logic", f"what the judge is asked: {', '.join(judge.RUBRICS)}")
+    add("start", "", "LiveCodeBench: only problems of contests from this day on, as 2024-08-01")
+    add("end", "", "LiveCodeBench: only problems of contests up to this day, and on it")
+    for key in SHARED:
+        parser.add_argument(f"--{key}", help=lad.KNOBS[key].metadata["help"].replace("%", "%%"))
+
+
+# ==== 2. Generating and scoring =================================================================
+# One JSON line for each problem, as it finishes.
+
+
 def engine(cfg, folder, device):
     """vLLM with the folder's weights, awake."""
-    # To take back the token of an unfinished prefill vLLM moves the generator's offset, which a CPU's has not: leave none unfinished
-    llm = lad.start_vllm(cfg, folder, device, **dict(enable_chunked_prefill=False) if device.type == "cpu" else {})
-    if device.type == "cuda":   # start_vllm leaves the weights asleep, and dropped: read them from the folder again
-        llm.wake_up(["weights"]), llm.collective_rpc("reload_weights"), llm.wake_up(["kv_cache"])
+    options = {}
+    if device.type == "cpu":
+        # To take back the token of an unfinished prefill vLLM moves the generator's offset, which a
+        # CPU's has not: leave none unfinished
+        options["enable_chunked_prefill"] = False
+    llm = lad.start_vllm(cfg, folder, device, **options)
+    if device.type == "cuda":
+        # start_vllm leaves the weights asleep, and dropped: read them from the folder again
+        llm.wake_up(["weights"])
+        llm.collective_rpc("reload_weights")
+        llm.wake_up(["kv_cache"])
     return llm
-def encode(tokenizer, cfg, text):
-    if cfg.chat:
-        messages = [{"role": "system", "content": cfg.system}] * bool(cfg.system) + [{"role": "user", "content": text}]
-        text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-    return tokenizer(text, add_special_tokens=not cfg.chat)["input_ids"]   # a chat template writes its own <bos>
 
-def evaluate(llm, cfg, problems, settings, tokenizer, verifier, file):
-    """n responses to each problem; a thread verifies and writes while vLLM goes on. Ranks of one engine pass the same problems, and all but one file = None."""
-    from vllm.sampling_params import RequestOutputKind, SamplingParams
-    run, numbered, pending, title = llm.llm_engine, {str(p["number"]): p for p in problems}, collections.deque(), f"{settings['model']} {settings['bench']}"
-    for number, p in numbered.items():   # vLLM gives response i the seed + i
-        run.add_request(number, {"prompt_token_ids": p["prompt_ids"]}, SamplingParams(
-            n=settings["n"], temperature=cfg.temperature, top_p=cfg.top_p, max_tokens=cfg.max_tokens, detokenize=False,
-            seed=zlib.crc32(f"{cfg.seed} {settings['bench']} {number}".encode()), output_kind=RequestOutputKind.FINAL_ONLY))
-    finish = lambda output: file and append(file, make_record(settings, numbered[output.request_id], output.outputs, tokenizer, verifier))
-    with concurrent.futures.ThreadPoolExecutor(1) as thread, tqdm(total=len(problems), desc=title, unit="problem", disable=ranks.rank() > 0) as bar:
+
+def render(tokenizer, cfg, text):
+    """(a prompt as the model gets it, in the chat template if cfg says so, its token ids)."""
+    if cfg.chat:
+        messages = [{"role": "user", "content": text}]
+        if cfg.system:
+            messages = [{"role": "system", "content": cfg.system}, *messages]
+        text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    # a chat template writes its own <bos>
+    return text, tokenizer(text, add_special_tokens=not cfg.chat)["input_ids"]
+
+
+def answer(llm, cfg, problems, settings, tokenizer, verifier, file):
+    """n responses to each problem; a thread verifies and writes while vLLM goes on. Ranks of one
+    engine pass the same problems, and all but one of them file = None."""
+    run = llm.llm_engine
+    numbered = {str(problem["number"]): problem for problem in problems}
+    for number, problem in numbered.items():
+        prompt = {"prompt_token_ids": problem["prompt_ids"]}
+        run.add_request(number, prompt, sampling(cfg, settings, number))
+
+    def finish(output):
+        if file:
+            problem = numbered[output.request_id]
+            record = make_record(settings, problem, output.outputs, tokenizer, verifier)
+            results.append(file, record)
+
+    title = f"{settings['model']} {settings['bench']}"
+    bar = tqdm(total=len(problems), desc=title, unit="problem", disable=ranks.rank() > 0)
+    pending = deque()
+    with concurrent.futures.ThreadPoolExecutor(1) as thread, bar, told_of_stopping(pending):
         while run.has_unfinished_requests() or pending:
-            pending.extend(thread.submit(finish, output) for output in (run.step() if run.has_unfinished_requests() else ()))
+            if run.has_unfinished_requests():
+                for output in run.step():
+                    pending.append(thread.submit(finish, output))
             while pending and (pending[0].done() or not run.has_unfinished_requests()):
-                bar.update(not pending.popleft().result())   # a verifier that cannot work ends the evaluation here
+                pending[0].result()  # a verifier that cannot work ends the evaluation here
+                pending.popleft()
+                bar.update()
+
+
+@contextlib.contextmanager
+def told_of_stopping(pending):
+    """Ctrl-C: what vLLM has finished is still verified and written; once more, and it is not."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        left = sum(not future.done() for future in pending)
+        if left:
+            print0(
+                f"\neval      {left} more problems are verified and saved; Ctrl-C leaves at once"
+            )
+        raise
+
+
+def sampling(cfg, settings, number):
+    """vLLM's parameters for a problem. It gives response i the seed + i."""
+    from vllm.sampling_params import RequestOutputKind, SamplingParams
+
+    return SamplingParams(
+        n=settings["n"],
+        temperature=cfg.temperature,
+        top_p=cfg.top_p,
+        max_tokens=cfg.max_tokens,
+        detokenize=False,
+        seed=zlib.crc32(f"{cfg.seed} {settings['bench']} {number}".encode()),
+        output_kind=RequestOutputKind.FINAL_ONLY,
+    )
+
 
 def make_record(settings, problem, outputs, tokenizer, verifier):
-    """All that the table needs of one problem; `outputs` are its responses, as vLLM returns them."""
-    kind, special = settings["kind"], set(tokenizer.all_special_ids)
-    texts = tokenizer.batch_decode([list(o.token_ids) for o in outputs], skip_special_tokens=True)
-    truth = problem["truth"]() if callable(problem["truth"]) else problem["truth"]
+    """All that the table needs of one problem; `outputs` are its responses, as vLLM returns
+    them."""
+    kind = settings["kind"]
+    tokens = [list(output.token_ids) for output in outputs]
+    texts = response_texts(tokenizer, problem["prompt"], tokens)
+    truth = problem["truth"]
+    if callable(truth):
+        truth = truth()
     rewards = verifier.score([(kind, text, truth) for text in texts])
-    tokens = [[t for t in o.token_ids if t not in special] for o in outputs]
-    groups = {"": tokens, " right": [t for t, r in zip(tokens, rewards) if r > 0.5]}
-    return dict(settings=settings, problem=problem["number"], id=problem["id"], statement=problem["statement"], rewards=rewards, reasons=list(verifier.reasons),
-                lengths=[len(o.token_ids) for o in outputs], truncated=[o.finish_reason == "length" for o in outputs], answers=[answer_key(kind, t) for t in texts],
-                solutions=[hashlib.sha1(solution(kind, t).encode()).hexdigest()[:12] for t in texts],
-                **{f"dist-{n}{name}": None if math.isnan(d := distinct_n(group, n)) else d for name, group in groups.items() for n in (3, 4)}, responses=texts)
-def append(file, record):
-    """One line, handed to the system before the next. What a kill tore stays a line of its own, which read_lines skips."""
-    with open(file, "ab+") as f:
-        torn = f.tell() and (f.seek(-1, 2), f.read(1))[1] != b"\n"
-        f.write(("\n" * bool(torn) + json.dumps(record) + "\n").encode())
+    record = dict(
+        settings=settings,
+        problem=problem["number"],
+        asked=problem["asked"],
+        id=problem["id"],
+        statement=problem["statement"],
+        rewards=rewards,
+        reasons=list(verifier.reasons),
+        lengths=[len(response) for response in tokens],
+        truncated=[output.finish_reason == "length" for output in outputs],
+        answers=[answer_key(kind, text) for text in texts],
+        solutions=[digest.digest(solution_key(kind, text)) for text in texts],
+        texts=[digest.digest("".join(text.split())) for text in texts],
+        **diversity_of(tokens, rewards, set(tokenizer.all_special_ids)),
+        responses=texts,
+    )
+    if problem["replaces"]:
+        record["replaces"] = problem["replaces"]
+    return record
 
-def read_lines(out, full=False):
-    """{settings as JSON: {problem: record}} of all .jsonl files in a folder; a judge's score becomes its record's. `full` keeps the responses."""
-    results, judged, torn = collections.defaultdict(dict), [], 0
-    for line in (line for path in sorted(Path(out).glob("*.jsonl")) for line in open(path, errors="replace") if line.strip()):
-        try:
-            record = json.loads(line)
-            key, number, _ = json.dumps(record["settings"], sort_keys=True), record["problem"], full or record.pop("responses", None)
-            judged.append((key, number, record)) if "judge" in record else results[key].setdefault(number, record)
-        except (ValueError, KeyError, TypeError):
-            torn += 1
-    for key, number, line in judged:
-        if number in results[key]:
-            results[key][number].setdefault("judged", {})[line["judge"]] = line["score"]
-    print0(f"eval      {torn} torn lines in {out} skipped") if torn else None
-    return {key: records for key, records in results.items() if records}
 
-# ==== 3. Metrics: pure functions =======================================================================================
-def pass_curve(n, c):
-    """[pass@1, .., pass@n] of c right among n: lad.pass_at_k for every k, by one running product."""
-    return [1 - miss for miss in itertools.accumulate((max(n - c - i, 0) / (n - i) for i in range(n)), operator.mul)]
-def distinct_n(texts, n):
-    """Unique n-grams / all n-grams of the texts together (lists of tokens; a string is split at white space). nan where there is no n-gram."""
-    grams = [tuple(t[i: i + n]) for t in (t.split() if isinstance(t, str) else t for t in texts) for i in range(len(t) - n + 1)]
-    return len(set(grams)) / len(grams) if grams else math.nan
-def answer_key(kind, text):
-    """What majority voting counts: a number's value, else the tidied spelling; "" where there is no answer."""
-    answer = verify.find_answer(text, kind.partition(":")[2] or "boxed") if kind.startswith("math") else ""
-    answer = verify.tidy(answer) if len(answer) <= 400 else ""
-    return f"{number[0]}{'%' * number[2]}" if (number := verify.plain(answer)) else verify.squash(answer)
-def majority(record):
-    """Is the most frequent answer right? None where nothing is voted on."""
-    votes = collections.Counter(filter(None, record["answers"])).most_common(1)   # among equals the first to appear
-    return record["rewards"][record["answers"].index(votes[0][0])] if votes else 0.0 if record["settings"]["kind"].startswith("math") else None
+def diversity_of(tokens, rewards, special):
+    """{dist-3, dist-4} of the responses to a problem, and of its right ones; None where they are
+    too short for it."""
+    words = [[t for t in response if t not in special] for response in tokens]
+    right = [response for response, reward in zip(words, rewards, strict=True) if reward > 0.5]
+    found = {}
+    for name, group in (("", words), (" right", right)):
+        for n in (3, 4):
+            value = distinct_n(group, n)
+            found[f"dist-{n}{name}"] = None if math.isnan(value) else value
+    return found
 
-def solution(kind, text):
-    """The text of a response with which `distinct` compares it."""
-    text = text.rpartition("</think>")[2]
-    text = text.rpartition("<answer>")[2].partition("</answer>")[0] if kind == "countdown" else text
-    blocks = re.findall(r"^[ \t]*```[ \t]*(?:python3?|py|Python)?[ \t]*\n(.*?)^[ \t]*```", text, re.S | re.M) if kind == "code" else []   # as verify.py
-    return normal_form(blocks[-1]) if blocks else "".join(text.split())
 
-SLOTS = {ast.Name: "id", ast.arg: "arg", ast.Attribute: "attr", ast.alias: "asname"} | dict.fromkeys([ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.ExceptHandler], "name")
+# ==== 3. What training has seen =================================================================
 
-def normal_form(program):
-    """A program up to comments, docstrings, layout and the names it gives itself, which become v0, v1, ..; what is no Python: up to layout."""
+
+def contamination(model, loaded):
+    """Lines on the overlap of a run's training data with each benchmark; none where the model is
+    no run of lad.py."""
+    run = read_run(model)
+    if not run:
+        return []
     try:
-        nodes, new = list(ast.walk(tree := ast.parse(program))), {}
-        own = {getattr(x, SLOTS[type(x)]) for x in nodes if type(x) in SLOTS and not isinstance(getattr(x, "ctx", None), ast.Load)} - {None}
-        for x in nodes:
-            if (old := getattr(x, SLOTS.get(type(x), ""), None)) in own:
-                setattr(x, SLOTS[type(x)], new.setdefault(old, f"v{len(new)}"))
-            if isinstance(getattr(x, "body", None), list):
-                x.body = [line for line in x.body if not (isinstance(line, ast.Expr) and isinstance(line.value, ast.Constant))]
-        return ast.dump(tree)
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return "".join(program.split())
-def interval(values):
-    """95% bootstrap interval of the mean over problems: (low, high) for each column of values [problems, ...]."""
-    counts = np.random.default_rng(0).multinomial(len(values), np.full(len(values), 1 / len(values)), size=1000)   # how often each problem is drawn
-    return np.percentile(counts @ np.asarray(values, dtype=float) / len(values), [2.5, 97.5], axis=0)
-
-def summarize(records):
-    """The numbers of one model on one benchmark."""
-    records, n = sorted(records, key=lambda r: r["problem"]), len(records[0]["rewards"])
-    curves = np.array([pass_curve(n, sum(x > 0.5 for x in r["rewards"])) for r in records])   # [problems, k]
-    mean = lambda values: float(np.mean(known)) if (known := [x for x in values if x is not None]) else None
-    flat = lambda key: [x for r in records for x in r[key]]
-    scores = {j: [r["judged"][j] for r in records if j in r.get("judged", {})] for j in sorted({j for r in records for j in r.get("judged", {})})}
-    return dict(problems=len(records), n=n, pass_at=curves.mean(0), interval=interval(curves), maj=mean(map(majority, records)),
-                dist={key: mean(r[key] for r in records) for key in records[0] if key.startswith("dist-")},
-                distinct=mean(len({s for s, x in zip(r["solutions"], r["rewards"]) if x > 0.5}) for r in records), judge={j: (mean(s), s.count(None)) for j, s in scores.items()},
-                length=mean(flat("lengths")), truncated=mean(flat("truncated")), reasons=collections.Counter(filter(None, flat("reasons"))))
-
-def overlap(statements, training):
-    """(how many statements stand word for word in a training text, how many have at least half of their 10-word windows somewhere in the training)."""
-    words = lambda text: re.findall(r"[a-z0-9]+", text.lower())
-    windows = lambda w: {" ".join(w[i: i + 10]) for i in range(max(1, len(w) - 9))}
-    training, statements = [words(text) for text in set(training)], list(map(words, statements))
-    known, whole = set().union(*map(windows, training)), "|".join(f" {' '.join(w)} " for w in training)
-    return sum(f" {' '.join(w)} " in whole for w in statements), sum(2 * len(w & known) >= len(w) for w in map(windows, statements))
-def contamination(model, problems):
-    """Lines on the overlap of a run's training data with each benchmark; none where the model is no run of lad.py."""
-    notes, run = [], tomllib.loads(path.read_text()) if (path := Path(model, "config.toml")).exists() else {}
-    try:
-        rows = read_rows(run["data"], run["data_name"], run["data_split"]) if run else []
-    except SystemExit:   # read_rows has said why
+        rows = read_rows(run["data"], run["data_name"], run["data_split"])
+    except SystemExit:  # read_rows has said why
         return [f"{model}: its training data cannot be read here: no decontamination counts"]
-    last = lambda v: v[-1]["content"] if isinstance(v, list) and v and isinstance(v[0], dict) and "content" in v[0] else v
-    training = [run["prompt"].format(**{k: last(v) for k, v in row.items()}) for row in rows]
-    for bench, (mine, _) in problems.items() if run else ():
-        notes.append("{}, {}: of {} problems {} stand in the training data ({}) word for word, {} with at least half of their 10-word windows".format(
-            model, bench, len(mine), *(counts := overlap([p["statement"] for p in mine], training))[:1], run["data"], counts[1]))
+    training = [run["prompt"].format(**last_messages(row)) for row in rows]
+
+    notes = []
+    for name, bench in loaded.items():
+        statements = [row["statement"] for row in bench["rows"]]
+        verbatim, half = overlap(statements, training)
+        note = (
+            f"{model}, {name}: of {len(statements)} problems {verbatim} stand in the training data "
+            f"({run['data']}) word for word, {half} with at least half of their 10-word windows"
+        )
+        wordless = sum(not words(statement) for statement in statements)
+        if wordless:
+            note += f"; {wordless} have no word to compare"
+        notes.append(note)
     return notes
 
-# ==== 4. CodeForces rating, by CodeElo's procedure (arXiv 2501.01257) ==================================================
-def contest(number, folder, api=CODEFORCES):
-    """{problems: {index: points or None}, rows: [[handle, points, penalty]], ratings: {handle: rating before}} from folder or API; None: no such contest."""
-    path = Path(folder, f"{number}.json")
-    def get(call):
-        time.sleep(2 * (api == CODEFORCES))   # its limit is a call in two seconds
-        try:
-            return json.load(urllib.request.urlopen(f"{api}/contest.{call}", timeout=60))["result"]
-        except urllib.error.HTTPError as error:   # 400: {"status": "FAILED", ..}, it has no such contest
-            return None if error.code == 400 else die(f"{api}/contest.{call}: {error}")
+
+def last_messages(row):
+    """A row in which the last message stands for a chat."""
+    return {key: value[-1]["content"] if is_chat(value) else value for key, value in row.items()}
+
+
+def read_run(model):
+    """The config of a run of lad.py; {} where the model is none."""
+    path = Path(model, "config.toml")
     if not path.exists():
-        standings, changes = get(f"standings?contestId={number}&showUnofficial=false"), get(f"ratingChanges?contestId={number}")
-        found = dict(problems={p["index"]: p.get("points") for p in standings["problems"]}, ratings={c["handle"]: c["oldRating"] for c in changes},
-                     rows=[[row["party"]["members"][0]["handle"], row["points"], row["penalty"]] for row in standings["rows"]]) if standings and changes else None
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.with_suffix(".new").write_text(json.dumps(found)) and path.with_suffix(".new").rename(path)
-    return json.loads(path.read_text())
+        return {}
+    return tomllib.loads(path.read_text())
 
-def contest_rating(found, submissions, least=200):
-    """The rating at which a contestant expects the rank that these submissions get; None where at most `least` rated people took part.
-    submissions: {index: [right or not, ..]}, of which the first 8 count. A problem gives max(0, points - 50 fails), or, where the contest has no
-    points, 1 and a penalty of 10 a fail. The rank is counted from 1, behind everybody with the same score. The rating m solves
-    1 + sum_i 1/(1 + 10^((m - old_i)/400)) = rank, in 0 .. max old_i + 100 as CodeElo looks for it (for rank 1 the solution is infinite)."""
-    if len(rows := [row for row in found["rows"] if row[0] in found["ratings"]]) <= least:
-        return None
-    score = penalty = 0
-    for index, points in found["problems"].items():
-        if True in (tries := submissions.get(index, [])[:8]):
-            fails = tries.index(True)
-            score, penalty = (score + 1, penalty + 10 * fails) if points is None else (score + max(0, points - 50 * fails), penalty)
-    rank = 1 + sum(points > score or (points == score and lost <= penalty) for _, points, lost in rows)
-    old = np.array([found["ratings"][row[0]] for row in rows], dtype=float)
-    low, high = 0.0, old.max() + 100
-    for _ in range(60):   # the expected rank falls as m grows
-        middle = (low + high) / 2
-        low, high = (low, middle) if 1 + (1 / (1 + 10 ** ((middle - old) / 400))).sum() < rank else (middle, high)
-    return low
-def percentile(rating, table):
-    """Share in % of the people in {rating: number of people} who are rated lower."""
-    return 100 * sum(people for r, people in table.items() if int(r) < rating) / sum(table.values())
 
-def codeforces(records, data, folder=CACHE / "codeforces", api=CODEFORCES, least=200):
-    """One line: mean rating over contests, and percentile; or why there is none."""
-    contests, table = collections.defaultdict(dict), Path(data, "codeforces_ratings_2024.json")
-    for r in records:
-        number, index = re.fullmatch(r"(\d+)(\w+)", r["id"]).groups()
-        contests[number][index] = [x > 0.5 for x in r["rewards"]]
-    try:
-        found = {number: contest(number, folder, api) for number in tqdm(contests, desc="contest standings", unit="contest")}
-    except OSError as error:
-        return f"no rating: the standings of {len(contests)} contests are needed, not all are in {folder}, and {api} cannot be reached ({error})"
-    ratings = [r for number, c in found.items() if c and (r := contest_rating(c, contests[number], least)) is not None]
-    if not ratings:
-        return f"no rating: none of {len(contests)} contests has more than {least} rated participants"
-    place = f"percentile {percentile(np.mean(ratings), json.loads(table.read_text())):.1f} by {table.name}" if table.exists() else f"no percentile: no {table}"
-    return (f"rating {np.mean(ratings):.0f}, {place}; mean over {len(ratings)} of {len(contests)} contests, at most 8 submissions a problem. Inflated where the tests "
-            "are only the samples, as most of codeforces.json's are; problems of a contest that the file lacks count as unsolved")
+# ==== 4. A judge in vLLM ========================================================================
 
-# ==== 5. A judge of logical diversity, off by default ==================================================================
-JUDGE = """You compare responses to one problem and rate how different they are in their logic: the key idea, the decomposition, the theorem or algorithm, the order of deduction. Ignore wording, length, notation, names, and whether the final answer is right. 1: all follow essentially the same reasoning. 2: the same approach with small changes in some steps. 3: a mix, with at least one clearly different step or idea. 4: several clearly different approaches. 5: nearly every response takes an approach of its own. Explain in at most three sentences, then end with one line: "Score: N".
 
-Problem:
-{problem}"""
-def judge_prompt(record):   # its first 8 responses
-    return JUDGE.format(problem=record["statement"]) + "".join(f"\n\nResponse {i}:\n{text[:4000]}" for i, text in enumerate(record["responses"][:8], 1))
-def ask(url, model, prompt):
-    """The reply of an OpenAI-compatible endpoint; asked again, later, where it is busy."""
-    body = json.dumps(dict(model=model, messages=[dict(role="user", content=prompt)], temperature=0)).encode()
-    headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if (key := os.environ.get("OPENAI_API_KEY")) else {})
-    for wait in (1, 5, 20, None):
-        try:
-            with urllib.request.urlopen(urllib.request.Request(f"{url.rstrip('/')}/chat/completions", body, headers), timeout=300) as answer:
-                return json.load(answer)["choices"][0]["message"]["content"]
-        except (OSError, ValueError, LookupError) as error:   # HTTPError is an OSError
-            wait and getattr(error, "code", 0) in (429, 500, 502, 503, 504) or die(f"--judge {url}, model {model}: {error}")
-            time.sleep(wait)
+def rate_diversity(args, records, cfg, device, out):
+    """Append a line {settings, problem, judge, score, reply} for each record that has none of
+    this judge."""
+    is_remote = args.judge.startswith("http")
+    model = args.judge_model if is_remote else args.judge
+    rubric = args.judge_rubric
+    name = judge.judge_name(model, rubric)
+    todo = [record for record in records if name not in record.get("judged", {})]
+    todo = share(sorted(todo, key=place), cfg)
+    file = out / f"judge.{slug(name)}.{ranks.rank()}.jsonl"
 
-def judge(args, records, cfg, device, out):
-    """Append a line {settings, problem, judge, score, reply} for each record that has none of this judge."""
-    name = args.judge_model if (remote := args.judge.startswith("http")) else args.judge
-    todo = share(sorted((r for r in records if name not in r.get("judged", {})), key=lambda r: (r["settings"]["model"], r["settings"]["bench"], r["problem"])), cfg)
     def save(replies):
-        for r, reply in zip(todo, tqdm(replies, total=len(todo), desc=f"judge {name}", unit="problem", disable=ranks.rank() > 0)):
-            score = int(found[-1]) if (found := re.findall(r"(?i)score\W*([1-5])\b", reply or "")) else None
-            append(out / f"judge.{slug(name)}.{ranks.rank()}.jsonl", dict(settings=r["settings"], problem=r["problem"], judge=name, score=score, reply=reply))
-    if remote:
-        with concurrent.futures.ThreadPoolExecutor(8) as pool:   # map's results come in order, each as soon as it can
-            save(pool.map(lambda r: ask(args.judge, name, judge_prompt(r)), todo))
-    elif ranks.all_reduce([len(todo)], "max")[0]:
-        from transformers import AutoTokenizer
-        cfg = dataclasses.replace(cfg, model=args.judge, temperature=0.0, top_p=1.0, max_tokens=512)
-        tokenizer = AutoTokenizer.from_pretrained(folder := find_model(cfg))
-        cfg.chat = bool(tokenizer.chat_template)
-        prompts = [encode(tokenizer, cfg, judge_prompt(r)) for r in todo]
-        cfg.max_prompt_tokens = int(ranks.all_reduce([max(map(len, prompts), default=1)], "max")[0])
-        groups = lad.generate(engine(cfg, folder, device), cfg, prompts, 1, cfg.seed, logprobs=False, progress=ranks.rank() == 0)
-        save(tokenizer.decode(g[0]["tokens"], skip_special_tokens=True) for g in (groups if ranks.rank() % cfg.tensor_parallel == 0 else ()))
+        title = f"judge {name}"
+        bar = tqdm(replies, title, len(todo), unit="problem", disable=ranks.rank() > 0)
+        for record, reply in zip(todo, bar, strict=False):
+            line = dict(
+                settings=record["settings"],
+                problem=record["problem"],
+                asked=record["asked"],
+                judge=name,
+                score=judge.read_score(reply, rubric),
+                reply=reply,
+            )
+            results.append(file, line)
 
-# ==== 6. Report: tables and pictures, from the JSON lines alone ========================================================
-def labelled(results):
-    """[(model, settings, records, summary)]; models evaluated twice are told apart by the settings that differ."""
-    rows, out = [(json.loads(key), list(records.values())) for key, records in results.items()], []
-    for one, records in rows:
-        twins = [s for s, _ in rows if (s["model"], s["bench"]) == (one["model"], one["bench"])]
-        differ = [f"{k} {one[k]}" for k in one if any(s.get(k) != one[k] for s in twins)]
-        out.append((one["model"] + f" ({', '.join(differ)})" * bool(differ), one, records, summarize(records)))
+    def ask(record):
+        return judge.ask(args.judge, model, judge.judge_prompt(record, rubric))
+
+    if is_remote:
+        with concurrent.futures.ThreadPoolExecutor(8) as pool:
+            save(pool.map(ask, todo))  # they come in order, each as soon as it can
+    elif ranks.all_reduce([len(todo)], "max")[0]:
+        save(judge_in_vllm(model, rubric, todo, cfg, device))
+
+
+def place(record):
+    return record["settings"]["model"], record["settings"]["bench"], record["problem"]
+
+
+def judge_in_vllm(model, rubric, todo, cfg, device):
+    """Replies to the records' prompts; none on a rank that only lends its GPU to its engine."""
+    from transformers import AutoTokenizer
+
+    length = judge.RUBRICS[rubric].max_tokens
+    cfg = dataclasses.replace(cfg, model=model, temperature=0.0, top_p=1.0, max_tokens=length)
+    folder = find_model(cfg)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    cfg.chat = bool(tokenizer.chat_template)
+    prompts = [render(tokenizer, cfg, judge.judge_prompt(record, rubric))[1] for record in todo]
+    longest = max((len(ids) for ids in prompts), default=1)
+    cfg.max_prompt_tokens = int(ranks.all_reduce([longest], "max")[0])
+    llm = engine(cfg, folder, device)
+    groups = lad.generate(
+        llm, cfg, prompts, 1, cfg.seed, logprobs=False, progress=ranks.rank() == 0
+    )
+    if ranks.rank() % cfg.tensor_parallel:
+        return []
+    return [tokenizer.decode(group[0]["tokens"], skip_special_tokens=True) for group in groups]
+
+
+# ==== 5. Report: tables and pictures, from the JSON lines alone =================================
+
+
+def labelled(found):
+    """[(label, settings, records, summary)] of {settings as JSON: {place: record}}; models
+    evaluated twice are told apart by the settings that differ."""
+    rows = [(json.loads(key), list(records.values())) for key, records in found.items()]
+    out = []
+    for settings, records in rows:
+        twins = [other for other, _ in rows if same_place(other, settings)]
+        differ = []
+        for key, value in settings.items():
+            if any(twin.get(key, "") != value for twin in twins):
+                differ.append(f"{key} {shortened(value) or 'none'}")
+        label = settings["model"]
+        if differ:
+            label += f" ({', '.join(differ)})"
+        out.append((label, settings, records, summarize(records)))
     return out
 
-def markdown(head, rows):
-    return "\n".join(f"| {' | '.join(map(str, row))} |" for row in [head, ["---"] * len(head), *rows])
+
+def shortened(value):
+    """A setting, in a cell of a table."""
+    text = " ".join(str(value).replace("|", "/").split())
+    return text if len(text) <= 40 else text[:37] + "..."
+
+
+def same_place(one, other):
+    return (one["model"], one["bench"]) == (other["model"], other["bench"])
+
+
+def in_order(names):
+    """Each once, as they come."""
+    return list(dict.fromkeys(names))
+
+
 def show(rows, data, notes=()):
-    """Models against benchmarks, then each benchmark in detail."""
-    number = lambda x, form="{:.3f}", scale=1: "-" if x is None else form.format(scale * x)
-    percent = lambda x, k: "{:.1f} [{:.1f}, {:.1f}]".format(*(100 * v[k - 1] for v in (x["pass_at"], *x["interval"])))
-    by_bench = {bench: [row for row in rows if row[1]["bench"] == bench] for bench in dict.fromkeys(s["bench"] for _, s, _, _ in rows)}
-    cells = {(label, s["bench"]): percent(x, 1) for label, s, _, x in rows}
-    parts = [markdown(["avg@n in %", *by_bench], [[label] + [cells.get((label, b), "-") for b in by_bench] for label in dict.fromkeys(row[0] for row in rows)])]
-    for bench, mine in by_bench.items():
-        lines, ks = [], [2 ** i for i in range(1, 15) if 2 ** i < max(x["n"] for *_, x in mine)]
-        for label, _, records, x in mine:
-            judges = "; ".join(f"{j} {number(v, '{:.2f}')}" + f" ({bad} replies without a score)" * bool(bad) for j, (v, bad) in x["judge"].items())
-            lines.append([label, x["problems"], x["n"], percent(x, 1), *[number(x["pass_at"][k - 1], "{:.1f}", 100) if k <= x["n"] else "-" for k in ks], percent(x, x["n"]),
-                          number(x["maj"], "{:.1f}", 100), *[number(x["dist"][f"dist-{k}"]) for k in ("3", "4", "3 right", "4 right")], number(x["distinct"], "{:.2f}"), judges or "-",
-                          f"{x['length']:.1f}", number(x["truncated"], "{:.1f}", 100), ", ".join(f"{count} {reason}" for reason, count in x["reasons"].items()) or "-"])
-        same = {k: sorted({str(s[k]) for _, s, _, _ in mine}) for k in ("temperature", "top_p", "max_tokens", "seed", "kind", "source", "tokenizer")}
-        parts.append(f"{bench}: {'; '.join(k + ' ' + ' / '.join(v) for k, v in same.items())}. avg, pass, maj and truncated in %\n\n" + markdown(
-            ["model", "problems", "n", "avg@n", *[f"pass@{k}" for k in ks], "pass@n", "maj@n", "dist-3", "dist-4", "dist-3 right", "dist-4 right", "distinct", "judge",
-             "tokens", "truncated", "failures"], lines))
-        parts += [f"{label}, {bench}: {codeforces(records, data)}" for label, _, records, _ in mine if all(r["id"] for r in records)]
+    """Models against benchmarks, then each benchmark in detail, in markdown."""
+    benches = in_order(settings["bench"] for _, settings, _, _ in rows)
+    parts = [overview(rows, benches)]
+    for bench in benches:
+        mine = [row for row in rows if row[1]["bench"] == bench]
+        parts.append(detail(bench, mine))
+        for label, _, records, _ in mine:
+            if any(record["id"] for record in records):
+                parts.append(f"{label}, {bench}: {codeforces.rate(records, data)}")
     return "\n\n".join([*parts, *notes])
 
+
+def overview(rows, benches):
+    cells = {(label, settings["bench"]): percent(x, 1) for label, settings, _, x in rows}
+    lines = []
+    for label in in_order(row[0] for row in rows):
+        lines.append([label] + [cells.get((label, bench), "-") for bench in benches])
+    return markdown(["avg@n in %", *benches], lines)
+
+
+def detail(bench, rows):
+    """A benchmark's settings, and a line for each model."""
+    largest = max(x["n"] for _, _, _, x in rows)
+    ks = [2**i for i in range(1, 15) if 2**i < largest]
+    dists = ["dist-3", "dist-4", "dist-3 right", "dist-4 right"]
+    head = ["model", "problems", "n", "avg@n", *[f"pass@{k}" for k in ks], "pass@n", "maj@n"]
+    head += [*dists, "distinct", "distinct texts", "judge", "tokens", "truncated", "failures"]
+    lines = []
+    for label, _, _, x in rows:
+        curve = [number(x["pass_at"][k - 1], 1, 100) if k <= x["n"] else "-" for k in ks]
+        line = [label, x["problems"], x["n"], percent(x, 1), *curve, percent(x, x["n"])]
+        line.append(number(x["maj"], 1, 100))
+        line += [number(x["dist"][key], 3) for key in dists]
+        line += [number(x["distinct"], 2), number(x["distinct_texts"], 2), show_judges(x["judge"])]
+        line += [number(x["length"], 1), number(x["truncated"], 1, 100)]
+        line.append(", ".join(f"{n} {reason}" for reason, n in x["reasons"].items()) or "-")
+        lines.append(line)
+    return show_settings(bench, rows) + "\n\n" + markdown(head, lines)
+
+
+def show_settings(bench, rows):
+    parts = []
+    for key in ("temperature", "top_p", "max_tokens", "seed", "kind", "source", "tokenizer"):
+        values = sorted({str(settings.get(key, "-")) for _, settings, _, _ in rows})
+        parts.append(f"{key} {' / '.join(values)}")
+    return f"{bench}: {'; '.join(parts)}. avg, pass, maj and truncated in %"
+
+
+def show_judges(judges):
+    parts = []
+    for name, (score, missing) in judges.items():
+        part = f"{name} {number(score, 2)}"
+        if missing:
+            part += f" ({missing} replies without a score)"
+        parts.append(part)
+    return "; ".join(parts) or "-"
+
+
+def number(x, digits, scale=1):
+    return "-" if x is None else f"{scale * x:.{digits}f}"
+
+
+def percent(x, k):
+    """pass@k of a summary and its interval, in %."""
+    low, high = x["interval"]
+    values = [100 * curve[k - 1] for curve in (x["pass_at"], low, high)]
+    return "{:.1f} [{:.1f}, {:.1f}]".format(*values)
+
+
+def markdown(head, rows):
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(str(cell) for cell in line)} |" for line in lines)
+
+
 def plot(rows, out):
-    """passk.png: pass@k against k, log axes, 95% bands. diversity.png: avg@n against dist-4. training.png: curves of the models that are runs of lad.py."""
-    os.environ["MPLBACKEND"] = "Agg"   # no window
+    """passk.png, diversity.png, and, of models that are runs of lad.py, training.png."""
+    benches = in_order(settings["bench"] for _, settings, _, _ in rows)
+    draw_panels(out / "passk.png", benches, rows, draw_passk)
+    draw_panels(out / "diversity.png", benches, rows, draw_diversity)
+    runs = {}
+    for model in in_order(settings["model"] for _, settings, _, _ in rows):
+        path = Path(model, "metrics.jsonl")
+        if path.exists():
+            runs[model] = [json.loads(line) for line in open(path)]
+    if runs:
+        keys = in_order(key for lines in runs.values() for line in lines for key in line)
+        keys = [key for key in keys if key.startswith("eval/")]
+        titles = ["reward", "entropy", "response_tokens", *keys]
+        draw_panels(out / "training.png", titles, runs, draw_training)
+
+
+def draw_panels(path, titles, what, draw):
+    """A picture with a panel for each title, three in a row, drawn by draw(ax, title, what)."""
+    os.environ["MPLBACKEND"] = "Agg"  # no window
     import matplotlib.pyplot as plt
+
+    high = math.ceil(len(titles) / 3)
+    wide = min(len(titles), 3)
+    size = (4.4 * wide, 3.6 * high)
+    fig, axes = plt.subplots(high, wide, figsize=size, squeeze=False, layout="constrained")
+    panels = list(axes.flat)
+    for ax, title in zip(panels, titles, strict=False):
+        draw(ax, title, what)
+        ax.set_title(title)
+        ax.grid(alpha=0.3, which="both")
+    for ax in panels[len(titles) :]:
+        ax.set_visible(False)
+    names = panels[0].get_legend_handles_labels()
+    fig.legend(*names, loc="outside lower center", ncols=wide, fontsize=8, frameon=False)
+    fig.savefig(path, dpi=160)
+    print(f"plot      {path}")
+
+
+def colours(labels):
+    """The same model has the same colour in every panel."""
+    return {label: f"C{i % 10}" for i, label in enumerate(in_order(labels))}
+
+
+def draw_passk(ax, bench, rows):
+    """pass@k against k, log axes, 95% bands."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
-    colour = {label: f"C{i % 10}" for i, label in enumerate(dict.fromkeys(row[0] for row in rows))}
-    runs = {s["model"]: [json.loads(line) for line in open(p)] for _, s, _, _ in rows if (p := Path(s["model"], "metrics.jsonl")).exists()}
-    def passk(ax, bench):
-        for label, _, _, x in (row for row in rows if row[1]["bench"] == bench):
-            ax.plot(ks := np.arange(1, x["n"] + 1), x["pass_at"], "o-" if x["n"] <= 64 else "-", ms=2.5, color=colour[label], label=label)
-            ax.fill_between(ks, *x["interval"], color=colour[label], alpha=0.15, lw=0)
-        few = FuncFormatter(lambda v, _: f"{v:g}" if f"{v:e}"[0] in "1235" else "")
-        ax.set(xscale="log", yscale="log", xlabel="k", ylabel="pass@k")
-        ax.xaxis.set(major_locator=LogLocator(2), major_formatter="{x:g}", minor_formatter=NullFormatter()), ax.yaxis.set(major_formatter=few, minor_formatter=few)
-    def diversity(ax, bench):
-        for label, _, _, x in (row for row in rows if row[1]["bench"] == bench and row[3]["dist"]["dist-4"] is not None):
-            ax.errorbar(x["dist"]["dist-4"], x["pass_at"][0], np.abs(x["interval"][:, :1] - x["pass_at"][0]), fmt="o", capsize=3, color=colour[label], label=label)
-        ax.set(xlabel="dist-4 (diversity)", ylabel="avg@n (accuracy)", xmargin=0.15, ymargin=0.15)
-    def training(ax, key):
-        for i, (model, lines) in enumerate(runs.items()):
-            points = np.array([(x["step"], x[key]) for x in lines if key in x]).reshape(-1, 2)
-            ax.plot(*points.T, "o-" if key.startswith("eval/") else "-", ms=3, lw=1.2, color=f"C{i % 10}", label=model)
-        ax.set_xlabel("rollout batch")
-    benches, keys = list(dict.fromkeys(s["bench"] for _, s, _, _ in rows)), {k: 0 for lines in runs.values() for x in lines for k in x if k.startswith("eval/")}
-    for draw, titles in [(passk, benches), (diversity, benches)] + [(training, ["reward", "entropy", "response_tokens", *keys])] * bool(runs):
-        high, wide = -(-len(titles) // 3), min(len(titles), 3)
-        fig, axes = plt.subplots(high, wide, figsize=(4.4 * wide, 3.6 * high), squeeze=False, layout="constrained")
-        for ax, title in itertools.zip_longest(axes.flat, titles):
-            draw(ax, title) if title else ax.set_visible(False)
-            ax.set_title(title), ax.grid(alpha=0.3, which="both")
-        fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=wide, fontsize=8, frameon=False)
-        fig.savefig(out / f"{draw.__name__}.png", dpi=160)
-        print(f"plot      {out / draw.__name__}.png")
-# ==== 7. main ==========================================================================================================
-slug = lambda name: re.sub(r"[^\w.-]+", "_", name).strip("_")
-share = lambda items, cfg: items[ranks.rank() // cfg.tensor_parallel:: ranks.world() // cfg.tensor_parallel]   # ranks that share an engine are one replica
+
+    colour = colours(row[0] for row in rows)
+    for label, settings, _, x in rows:
+        if settings["bench"] != bench:
+            continue
+        ks = np.arange(1, x["n"] + 1)
+        style = "o-" if x["n"] <= 64 else "-"
+        ax.plot(ks, x["pass_at"], style, ms=2.5, color=colour[label], label=label)
+        ax.fill_between(ks, *x["interval"], color=colour[label], alpha=0.15, lw=0)
+
+    @FuncFormatter
+    def few(value, _):
+        """1, 2, 3 and 5 of each decade have their number."""
+        return f"{value:g}" if f"{value:e}"[0] in "1235" else ""
+
+    ax.set(xscale="log", yscale="log", xlabel="k", ylabel="pass@k")
+    ax.xaxis.set(
+        major_locator=LogLocator(2), major_formatter="{x:g}", minor_formatter=NullFormatter()
+    )
+    ax.yaxis.set(major_formatter=few, minor_formatter=few)
+
+
+def draw_diversity(ax, bench, rows):
+    """avg@n against dist-4."""
+    colour = colours(row[0] for row in rows)
+    for label, settings, _, x in rows:
+        diversity = x["dist"]["dist-4"]
+        if settings["bench"] != bench or diversity is None:
+            continue
+        average = x["pass_at"][0]
+        error = np.abs(x["interval"][:, :1] - average)
+        ax.errorbar(diversity, average, error, fmt="o", capsize=3, color=colour[label], label=label)
+    ax.set(xlabel="dist-4 (diversity)", ylabel="avg@n (accuracy)", xmargin=0.15, ymargin=0.15)
+
+
+def draw_training(ax, key, runs):
+    """A metric against the step."""
+    colour = colours(runs)
+    style = "o-" if key.startswith("eval/") else "-"
+    for model, lines in runs.items():
+        points = [(line["step"], line[key]) for line in lines if key in line]
+        steps = [step for step, _ in points]
+        values = [value for _, value in points]
+        ax.plot(steps, values, style, ms=3, lw=1.2, color=colour[model], label=model)
+    ax.set_xlabel("rollout batch")
+
+
+# ==== 6. main ===================================================================================
+
+
+def slug(name):
+    return re.sub(r"[^\w.-]+", "_", name).strip("_")
+
+
+def share(items, cfg):
+    """This rank's: ranks that share an engine are one replica."""
+    first = ranks.rank() // cfg.tensor_parallel
+    return items[first :: ranks.world() // cfg.tensor_parallel]
+
+
 def resolve(model, cfg):
-    """(folder of the weights, a hash of config.json and of 1 MB of each file: no training step leaves those as they were, config of the run or {})."""
-    run = tomllib.loads(path.read_text()) if (path := Path(model, "config.toml")).exists() else {}
-    folder = Path(model, "hf") if run else Path(find_model(dataclasses.replace(cfg, model=model)))
+    """(folder of the weights, their digest, config of the run or {})."""
+    run = read_run(model)
+    if run:
+        folder = Path(model, "hf")
+    else:
+        folder = Path(find_model(dataclasses.replace(cfg, model=model)))
     if not (folder / "config.json").exists():
-        die(f"{model}: no {folder}/config.json" + (f": the run has not finished; go on with: python lad.py --resume {model}" if run else ": not a model"))
-    digest = hashlib.sha256((folder / "config.json").read_bytes())
-    for path in sorted(folder.glob("*.safetensors")):
-        with open(path, "rb") as f:
-            digest.update(f.read(1 << 20) if f.seek(path.stat().st_size // 2) else b"")
-    return str(folder), digest.hexdigest()[:12], run
+        why = ": not a model"
+        if run:
+            why = f": the run has not finished; go on with: python lad.py --resume {model}"
+        die(f"{model}: no {folder}/config.json{why}")
+    # one rank reads them, and tells the others
+    value = int(digest.of_weights(folder), 16) if ranks.rank() == 0 else 0
+    value = int(ranks.all_reduce([value], "max")[0])
+    return str(folder), f"{value:012x}", run
+
+
 def restart():
-    """vLLM gives all its memory back only when its process ends. What is done is on disk, so begin anew: finished work will be skipped."""
-    with socket.create_server(("", 0)) as free:   # torchrun's store keeps the keys of this round: the next one gets its own, at a port of rank 0's choice
-        port = int(ranks.all_reduce([free.getsockname()[1] if ranks.rank() == 0 else 0], "max")[0])
-    time.sleep(1)   # nobody may still be inside the all_reduce
+    """vLLM gives all its memory back only when its process ends. What is done is on disk, so
+    begin anew: finished work will be skipped."""
+    # torchrun's store keeps the keys of this round: the next one gets its own, at a port that
+    # rank 0 chooses
+    with socket.create_server(("", 0)) as free:
+        mine = free.getsockname()[1] if ranks.rank() == 0 else 0
+        port = int(ranks.all_reduce([mine], "max")[0])
+    time.sleep(1)  # nobody may still be inside the all_reduce
     os.environ.update(MASTER_PORT=str(port), TORCHELASTIC_USE_AGENT_STORE="False")
-    "MASTER_ADDR" in os.environ or os.environ.pop("RANK")   # set by set_up, not by torchrun
+    if "MASTER_ADDR" not in os.environ:  # RANK was set by ranks.join, not by torchrun
+        del os.environ["RANK"]
     sys.stdout.flush()
     os.execv(sys.executable, sys.orig_argv)
 
-def main(argv):
-    benches, templates = read_tables()
-    args = parse(argv, benches)
-    out, wanted, used = Path(args.out), {}, False
-    if args.models:
-        tables = {name: benches[name] | args.knobs for name in args.bench.split(",")}
-        knobs = {name: checked({k: v for k, v in table.items() if k in SHARED}, f"configs.toml, [bench.{name}]", lad.KNOBS) for name, table in tables.items()}
-        problems = {name: load_problems(name, table, templates, args.data, args.limit) for name, table in tables.items()}
-        cfg = lad.Config(**DEFAULTS | args.knobs | dict(prompts=int(os.environ.get("WORLD_SIZE", 1))))
-        cfg.config = "eval.py"
-        device = ranks.join(cfg)
-        from transformers import AutoTokenizer
+
+def settings_of(args, model, weights, name, bench, tokenizer, cfg):
+    """What tells one evaluation of a benchmark from another."""
+    source = bench["source"]
+    settings = dict(
+        model=model.rstrip("/"),
+        weights=weights,
+        bench=name,
+        source=Path(source).name if Path(source).exists() else source,
+        n=args.n,
+    )
+    for key in ("temperature", "top_p", "max_tokens", "seed", "kind", "chat", "system"):
+        settings[key] = getattr(cfg, key)
+    settings["prompt"] = bench["template"]
+    settings["chat_template"] = digest.digest(tokenizer.chat_template) if cfg.chat else ""
+    settings["verify_timeout"] = cfg.verify_timeout
+    for key in ("release", "start", "end"):
+        settings[key] = bench["table"].get(key, "")
+    kind = type(tokenizer).__name__
+    settings["tokenizer"] = f"{kind}, {len(tokenizer)} tokens, {digest.of_tokenizer(tokenizer)}"
+    return settings
+
+
+def missing(args, model, cfg, loaded, done, wanted):
+    """(folder of the model, its tokenizer, [(config, problems without a line, settings)]). The
+    places that the report will want are added to `wanted`, {key of the settings: places}."""
+    from transformers import AutoTokenizer
+
+    folder, weights, run = resolve(model, cfg)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    of_model = dict(
+        chat=run.get("chat", bool(tokenizer.chat_template)), system=run.get("system", "")
+    )
+    work = []
+    for name, bench in loaded.items():
+        knobs = {key: value for key, value in bench["table"].items() if key in SHARED}
+        knobs = checked(knobs, f"configs.toml, [bench.{name}]", lad.KNOBS)
+        now = lad.Config(**DEFAULTS | of_model | knobs)
+        settings = settings_of(args, model, weights, name, bench, tokenizer, now)
+        key = results.key_of(settings)
+        rows = [ask_for(row, tokenizer, now) for row in bench["rows"]]
+        wanted[key] = {results.place_of(row) for row in rows}
+        todo = unanswered(rows, done.get(key, {}))
+        for row in todo:
+            size = len(row["prompt_ids"])
+            if size > now.max_prompt_tokens:
+                die(
+                    f"{name}: a prompt has {size} tokens, more than --max_prompt_tokens "
+                    f"{now.max_prompt_tokens}"
+                )
+        if todo:
+            work.append((now, todo, settings))
+    return folder, tokenizer, work
+
+
+def ask_for(row, tokenizer, cfg):
+    """A problem as a model is asked it: with its prompt's token ids and the digest that it is
+    known by."""
+    prompt, ids = render(tokenizer, cfg, row["text"])
+    asked = digest.of_question(ids, row["truth_digest"])
+    return dict(row, problem=row["number"], prompt=prompt, prompt_ids=ids, asked=asked)
+
+
+def unanswered(rows, records):
+    """The problems that have no line, each with the digests of what was asked under its number
+    before."""
+    before = {}
+    for number, asked in records:
+        if asked is not None:
+            before.setdefault(number, []).append(asked)
+    todo = []
+    for row in rows:
+        others = before.get(row["number"], [])
+        if row["asked"] not in others:
+            todo.append(dict(row, replaces=sorted(others)))
+    return todo
+
+
+def room(work):
+    """The config that asks most of vLLM."""
+    configs = [now for now, _, _ in work]
+    return max(configs, key=lambda now: now.max_prompt_tokens + now.max_tokens)
+
+
+def evaluate(args, model, folder, tokenizer, work, cfg, device):
+    """Write the missing lines of a model."""
+    largest = room(work)
+    llm = engine(largest, folder, device)
+    writes = ranks.rank() % cfg.tensor_parallel == 0
+    with verify.Verifier(largest.verify_workers, largest.verify_timeout) as verifier:
+        for now, todo, settings in work:
+            bench = settings["bench"]
+            print0(f"eval      {model}, {bench}: {len(todo)} problems x {args.n} to do")
+            file = Path(args.out, f"{slug(model)}.{bench}.{ranks.rank()}.jsonl")
+            mine = share(todo, cfg)
+            answer(llm, now, mine, settings, tokenizer, verifier, file if writes else None)
+    ranks.dist.barrier()
+
+
+def make_folder(out):
+    """--out, made if need be; one line where it cannot be used."""
+    try:
         out.mkdir(parents=True, exist_ok=True)
-        done = read_lines(out), ranks.dist.barrier()   # every rank has read what was done before any writes more
-    for model in args.models:   # write what is missing
-        folder, weights, run = resolve(model, cfg)
-        tokenizer, work = AutoTokenizer.from_pretrained(folder), []
-        for bench, (rows, source) in problems.items():
-            now = lad.Config(**DEFAULTS | dict(chat=run.get("chat", bool(tokenizer.chat_template)), system=run.get("system", "")) | knobs[bench])
-            settings = dict(model=model.rstrip("/"), weights=weights, bench=bench, source=Path(source).name if Path(source).exists() else source, n=args.n,
-                            **{k: getattr(now, k) for k in ("temperature", "top_p", "max_tokens", "seed", "kind", "prompt", "chat", "system", "verify_timeout")},
-                            window=[tables[bench].get("start"), tables[bench].get("end")], tokenizer=f"{type(tokenizer).__name__}, {len(tokenizer)} tokens")
-            key = json.dumps(settings, sort_keys=True)
-            wanted[key] = {p["number"] for p in rows}
-            todo = [dict(p, prompt_ids=encode(tokenizer, now, p["text"])) for p in rows if p["number"] not in done[0].get(key, {})]
-            if (long := max((len(p["prompt_ids"]) for p in todo), default=0)) > now.max_prompt_tokens:
-                die(f"{bench}: a prompt has {long} tokens, more than --max_prompt_tokens {now.max_prompt_tokens}")
-            work += [(now, todo, settings)] if todo else []
-        if work:
-            used and restart()
-            used, longest = True, max((now for now, *_ in work), key=lambda c: c.max_prompt_tokens + c.max_tokens)
-            llm, writes = engine(longest, folder, device), ranks.rank() % cfg.tensor_parallel == 0
-            with verify.Verifier(longest.verify_workers, longest.verify_timeout) as verifier:
-                for now, todo, settings in work:
-                    print0(f"eval      {model}, {settings['bench']}: {len(todo)} problems x {args.n} to do")
-                    evaluate(llm, now, share(todo, cfg), settings, tokenizer, verifier, out / f"{slug(model)}.{settings['bench']}.{ranks.rank()}.jsonl" if writes else None)
-            ranks.dist.barrier()
-    pick = lambda results: {k: {n: r for n, r in results.get(k, {}).items() if n in numbers} for k, numbers in wanted.items()} if args.models else results
-    if args.models and args.judge:
-        used and not args.judge.startswith("http") and restart()
-        judge(args, [r for records in pick(read_lines(out, full=True)).values() for r in records.values()], cfg, device, out)
+        with tempfile.TemporaryFile(dir=out):
+            pass
+    except OSError as error:
+        die(f"--out {str(out)[:200]}: {error.strerror}; name a folder that can be written")
+
+
+def report(args, found, notes):
+    """Print and write table.md; the pictures, if they are asked for."""
+    out = Path(args.out)
+    rows = labelled(found)
+    if not rows:
+        die(f"no MODEL is given and {out} has no results to report; see python eval.py --help")
+    text = show(rows, args.data, notes)
+    print(f"\n{text}\n", flush=True)
+    try:
+        (out / "table.md").write_text(text + "\n", encoding="utf-8")
+        if args.plot:
+            plot(rows, out)
+    except OSError as error:
+        die(f"{out}: {one_line(error)}; the table above is whole, not all of it is on disk")
+
+
+def run(args, benches, templates):
+    out = Path(args.out)
+    if not args.models:
+        found = results.read(out) if os.path.isdir(out) else {}
+        report(args, results.latest(found), ())
+        return
+
+    # The problems, and all else that is cheap to refuse, before anything that takes long
+    make_folder(out)
+    loaded = {}
+    for name in args.bench:
+        table = benches[name] | args.knobs | args.window
+        rows, source = benchmarks.load_problems(name, table, templates, args.data, args.limit)
+        template = templates.get(table["prompt"], table["prompt"])
+        loaded[name] = dict(table=table, rows=rows, source=source, template=template)
+    size = dict(prompts=int(os.environ.get("WORLD_SIZE", 1)))
+    cfg = lad.Config(**DEFAULTS | args.knobs | size)
+    cfg.config = "eval.py"
+    device = ranks.join(cfg)
+    done = results.read(out)
+    old = results.without_question(done)
+    if old:
+        print0(
+            f"eval      {old} lines in {out} are of an older eval.py, which did not say what was "
+            "asked: they are not used"
+        )
+    ranks.dist.barrier()  # every rank has read what was done before any writes more
+
+    # What is missing, model by model
+    wanted = {}
+    has_engine = False
+    for model in args.models:
+        folder, tokenizer, work = missing(args, model, cfg, loaded, done, wanted)
+        if not work:
+            continue
+        if has_engine:
+            restart()
+        has_engine = True
+        evaluate(args, model, folder, tokenizer, work, cfg, device)
+
+    if args.judge:
+        if has_engine and not args.judge.startswith("http"):
+            restart()
+        found = results.pick(results.read(out, full=True), wanted)
+        records = [record for mine in found.values() for record in mine.values()]
+        rate_diversity(args, records, cfg, device, out)
         ranks.dist.barrier()
-    if os.environ.get("RANK", "0") == "0":
-        rows = labelled(pick(read_lines(out))) or die(f"no MODEL is given and {out} has no results to report; see python eval.py --help")
-        print("\n" + (text := show(rows, args.data, [note for model in args.models for note in contamination(model, problems)])) + "\n", flush=True)
-        (out / "table.md").write_text(text + "\n")
-        plot(rows, out) if args.plot else None
+
+    if ranks.rank() == 0:
+        notes = [note for model in args.models for note in contamination(model, loaded)]
+        report(args, results.pick(results.read(out), wanted), notes)
+
+
+def leave_at_interrupt(out):
+    """Say what is saved and how to go on; nothing is left to be tidied up."""
+    if ranks.rank() == 0:
+        saved = 0
+        if os.path.isdir(out):
+            saved = sum(len(records) for records in results.read(out).values())
+        print(
+            f"\n{program()}: stopped; {saved} finished problems are saved in {out}; give the same "
+            "command to go on from there",
+            file=sys.stderr,
+            flush=True,
+        )
+    os._exit(130)
+
+
+@contextlib.contextmanager
+def quiet_when_unread():
+    """Nothing is said when who reads what is printed has enough: `| head`."""
+    try:
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at the end
+        sys.exit(141)
+
+
+def main(argv):
+    with quiet_when_unread():
+        benches, templates = benchmarks.read_tables(SHARED)
+        args = parse(argv, benches)
+        try:
+            run(args, benches, templates)
+        except KeyboardInterrupt:
+            leave_at_interrupt(args.out)
+
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     main(sys.argv[1:])

@@ -87,6 +87,7 @@ from harness import checkpoint, tracking
 from harness.data import draw, find_model, load_data, load_tokenizer
 from harness.metrics import pass_at_k
 from harness.ranks import all_reduce, claim, join, leave, print0, rank, watch, world
+from harness.responses import response_texts
 from harness.settings import die, knob, one_line, read_settings
 
 # ==== 1. Config =================================================================================
@@ -402,7 +403,7 @@ def rollout(llm, cfg, rows, n, step, use, logprobs=True):
 def describe(rows, groups, tokenizer):
     """Add to fresh samples what the steps after this one ask for: row, prompt, text, lost."""
     for row, group in zip(rows, groups, strict=True):
-        texts = tokenizer.batch_decode([s["tokens"] for s in group], skip_special_tokens=True)
+        texts = response_texts(tokenizer, row["prompt"], [s["tokens"] for s in group])
         for s, text in zip(group, texts, strict=True):
             # where it belongs, and what is asked of it
             s["row"] = row
@@ -416,13 +417,7 @@ def describe(rows, groups, tokenizer):
 
 def start_verification(verifier, samples, cfg):
     """A future of [(score, reason)]: the verifier's processes work while this one goes on."""
-    items = []
-    for s in samples:
-        response = s["text"]
-        if s["row"]["prompt"].rstrip().endswith("<think>"):  # opened by the prompt
-            response = "<think>" + response
-        items.append((cfg.kind, response, s["row"]["truth"]))
-    return verifier.submit(items)
+    return verifier.submit([(cfg.kind, s["text"], s["row"]["truth"]) for s in samples])
 
 
 def finish_verification(samples, verdicts: Future, cfg):

@@ -8,10 +8,11 @@ import pytest
 
 import eval as ev
 import verify
+from harness import benchmarks, codeforces, metrics, responses, results
 from harness.data import read_rows
 from conftest import DATA, launch
 
-BENCHES, TEMPLATES = ev.read_tables()
+BENCHES, TEMPLATES = benchmarks.read_tables(ev.SHARED)
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason=f"no data in {DATA}")
 
 
@@ -21,14 +22,14 @@ def test_pass_at_k_is_enumeration_and_exact_for_ten_thousand():
     for n in range(1, 8):
         for c in range(n + 1):
             outcomes = [1] * c + [0] * (n - c)
-            curve = ev.pass_curve(n, c)
+            curve = metrics.pass_curve(n, c)
             for k in range(1, n + 1):
                 draws = list(itertools.combinations(outcomes, k))
                 want = sum(map(any, draws)) / len(draws)
                 assert ev.pass_at_k(n, c, k) == pytest.approx(want, abs=1e-15) and curve[k - 1] == pytest.approx(want, abs=1e-15)
     n = 10_000
     for c in (0, 1, 7, 5000, 9999, 10_000):
-        curve = ev.pass_curve(n, c)
+        curve = metrics.pass_curve(n, c)
         for k in (1, 2, 100, 3333, 9999, 10_000):
             want = 1 - Fraction(math.comb(n - c, k), math.comb(n, k))
             assert abs(Fraction(curve[k - 1]) - want) < Fraction(1, 10**12) and abs(Fraction(ev.pass_at_k(n, c, k)) - want) < Fraction(1, 10**12), (c, k)
@@ -39,10 +40,10 @@ def test_pass_at_k_is_enumeration_and_exact_for_ten_thousand():
 def test_bootstrap_interval_covers_what_theory_says():
     """For the mean of 400 coin flips of 0.3 the 95% interval is 0.3 -+ 1.96 sqrt(0.3 0.7/400); it is the same every time, and per column."""
     flips = np.array([1.0] * 120 + [0.0] * 280)
-    low, high = ev.interval(flips)
+    low, high = metrics.interval(flips)
     half = 1.96 * math.sqrt(0.3 * 0.7 / 400)
     assert low == pytest.approx(0.3 - half, abs=0.006) and high == pytest.approx(0.3 + half, abs=0.006)
-    both = ev.interval(np.stack([flips, np.full(400, 0.5)], 1))
+    both = metrics.interval(np.stack([flips, np.full(400, 0.5)], 1))
     assert both[:, 0].tolist() == [low, high] and both[:, 1].tolist() == pytest.approx([0.5, 0.5])
 
 
@@ -53,12 +54,12 @@ def test_distinct_n():
 
 
 def test_majority_counts_equal_numbers_as_one_answer():
-    record = lambda texts, rewards: dict(answers=[ev.answer_key("math", t) for t in texts], rewards=rewards, settings=dict(kind="math"))
+    record = lambda texts, rewards: dict(answers=[responses.answer_key("math", t) for t in texts], rewards=rewards, settings=dict(kind="math"))
     half = ["so \\boxed{\\frac12}", "\\boxed{0.5}", "\\boxed{3}", "\\boxed{3} no, \\boxed{1/2}", "\\boxed{3}", "nothing"]
-    assert ev.majority(record(half, [1, 1, 0, 1, 0, 0])) == 1
-    assert ev.majority(record(half[:3] + half[4:5], [1, 1, 0, 0])) == 1    # two and two: the first given
-    assert ev.majority(record(half[2:] , [0, 1, 0, 0])) == 0 and ev.majority(record(["none"], [0])) == 0
-    assert ev.majority(dict(answers=[""], rewards=[1], settings=dict(kind="code"))) is None
+    assert metrics.majority(record(half, [1, 1, 0, 1, 0, 0])) == 1
+    assert metrics.majority(record(half[:3] + half[4:5], [1, 1, 0, 0])) == 1    # two and two: the first given
+    assert metrics.majority(record(half[2:] , [0, 1, 0, 0])) == 0 and metrics.majority(record(["none"], [0])) == 0
+    assert metrics.majority(dict(answers=[""], rewards=[1], settings=dict(kind="code"))) is None
 
 
 PROGRAM = '''
@@ -79,19 +80,19 @@ def test_programs_are_compared_up_to_names_and_layout():
     for old, new in [("hq", "h"), ("Solution", "S"), ("solve", "run"), ("xs", "values"), ("best", "top"), ("seen", "heap"), ("    ", "  "), ("          # a comment", ""),
                      ('"""Says what it does."""', "'other'")]:
         renamed = renamed.replace(old, new)
-    same = lambda a, b: ev.normal_form(a) == ev.normal_form(b)
+    same = lambda a, b: metrics.normal_form(a) == metrics.normal_form(b)
     assert renamed != PROGRAM and same(PROGRAM, renamed)
     for old, new in [("max(", "min("), ("heappush", "heappop"), ("x + i", "i + x"), ("[:k]", "[:k + 1]"), ("enumerate", "list")]:
         assert not same(PROGRAM, PROGRAM.replace(old, new)), old
     assert not same("a = 1\nb = 2\nprint(a)", "a = 1\nb = 2\nprint(b)")
     assert same("not python (", "not  python(") and not same("not python (", "no python (")
-    assert ev.solution("code", "```python\nx = 1\n```\nbetter:\n```python\ny  = 2\n```") == ev.normal_form("z=2")
-    assert ev.solution("countdown", "<think>1+2</think> so <answer> 2 + 1 </answer>.") == "2+1"
+    assert responses.solution("code", "```python\nx = 1\n```\nbetter:\n```python\ny  = 2\n```") == metrics.normal_form("z=2")
+    assert responses.solution("countdown", "<think>1+2</think> so <answer> 2 + 1 </answer>.") == "2+1"
 
 
 def test_summary_of_two_problems_by_hand():
     base = dict(settings=dict(kind="math"), lengths=[1, 3], truncated=[False, True], solutions=["x", "y"], answers=["1", "2"], **{"dist-3": 0.5, "dist-4": None})
-    s = ev.summarize([{**base, "problem": 1, "rewards": [1.0, 1.0], "reasons": ["", ""]},
+    s = metrics.summarize([{**base, "problem": 1, "rewards": [1.0, 1.0], "reasons": ["", ""]},
                       {**base, "problem": 0, "rewards": [0.0, 1.0], "reasons": ["timeout", ""], "dist-3": 0.25, "judged": {"j": 4}}])
     assert s["pass_at"].tolist() == [0.75, 1.0] and s["maj"] == 0.5 and s["distinct"] == 1.5 and s["dist"] == {"dist-3": 0.375, "dist-4": None}
     assert (s["length"], s["truncated"], s["reasons"], s["judge"]) == (2, 0.5, {"timeout": 1}, {"j": (4, 0)})
@@ -106,7 +107,7 @@ def standings(rows, problems):
 def test_rating_from_standings_computed_by_hand():
     """Two equals at 1500: expected rank 2 means beating one of two, m = 1500. Rank 3 of 4 at {1100, 1900} x 2: two of four ahead, m = 1500 by symmetry."""
     two = standings([("a", 900, 0, 1500), ("b", 100, 0, 1500), ("guest", 5000, 0, None)], {"A": 500, "B": 1000})
-    rate = lambda submissions, found=two: ev.contest_rating(found, submissions, least=0)
+    rate = lambda submissions, found=two: codeforces.contest_rating(found, submissions, least=0)
     assert rate({"A": [True]}) == pytest.approx(1500, abs=1e-6)                        # 500: behind a; the unrated guest is nobody
     assert rate({"A": [False, True]}) == pytest.approx(1500, abs=1e-6)                 # 450
     assert rate({"A": [False] * 8 + [True]}) == pytest.approx(0, abs=1e-6)             # the ninth does not count: rank 3, the lower end
@@ -117,16 +118,16 @@ def test_rating_from_standings_computed_by_hand():
     # one solved without a fail (penalty 0) is ahead of c (10): rank 3 again; with rank r the sum of the four odds is r - 1
     m = rate({"A": [False, True]}, four)
     assert sum(1 / (1 + 10 ** ((m - r) / 400)) for r in (1100, 1900, 1100, 1900)) == pytest.approx(3) and m < 1500
-    assert ev.contest_rating(four, {}, least=4) is None and ev.contest_rating(four, {}, least=3) is not None
+    assert codeforces.contest_rating(four, {}, least=4) is None and codeforces.contest_rating(four, {}, least=3) is not None
 
 
 def test_percentile_counts_those_below():
-    assert [ev.percentile(r, {"-5": 1, "0": 2, "100": 1}) for r in (-9, -5, 0, 50, 100, 101)] == [0, 0, 25, 75, 75, 100]
+    assert [codeforces.percentile(r, {"-5": 1, "0": 2, "100": 1}) for r in (-9, -5, 0, 50, 100, 101)] == [0, 0, 25, 75, 75, 100]
 
 
 @needs_data
 def test_percentile_of_the_shared_table():
-    assert ev.percentile(1530, json.loads((DATA / "codeforces_ratings_2024.json").read_text())) == pytest.approx(82.3, abs=0.05)
+    assert codeforces.percentile(1530, json.loads((DATA / "codeforces_ratings_2024.json").read_text())) == pytest.approx(82.3, abs=0.05)
 
 
 class Server(http.server.ThreadingHTTPServer):
@@ -164,15 +165,15 @@ def test_contests_come_from_the_api_once_and_then_from_the_cache(tmp_path):
     records = [dict(id="7A", rewards=[0.0, 1.0]), dict(id="9Z1", rewards=[1.0])]
     with Server(answer) as server:
         # 450 points: rank 202 of 201 rated, the lower end; contest 9 is unknown
-        text = ev.codeforces(records, tmp_path, tmp_path / "cache", server.url)
+        text = codeforces.rate(records, tmp_path, tmp_path / "cache", server.url)
         assert text.startswith("rating 0, no percentile") and "1 of 2 contests" in text and "Inflated" in text
         assert [p.split("?")[0] for p, _, _ in server.seen] == ["/contest.standings", "/contest.ratingChanges"] * 2 and "showUnofficial=false" in server.seen[0][0]
         url = server.url
-    assert ev.codeforces(records, tmp_path, tmp_path / "cache", url) == text
-    assert "cannot be reached" in ev.codeforces(records + [dict(id="8A", rewards=[1.0])], tmp_path, tmp_path / "cache", url)
+    assert codeforces.rate(records, tmp_path, tmp_path / "cache", url) == text
+    assert "cannot be reached" in codeforces.rate(records + [dict(id="8A", rewards=[1.0])], tmp_path, tmp_path / "cache", url)
     # 1000 - 150 points: behind h0 .. h150. Among 201 equals of 1500 the odds of each being ahead are 151/201: m = 1500 - 400 log10(151/50)
-    found = ev.contest("7", tmp_path / "cache", url) | {"problems": {"A": 1000}}
-    assert ev.contest_rating(found, {"A": [False] * 3 + [True]}) == pytest.approx(1500 - 400 * math.log10(151 / 50))
+    found = codeforces.contest("7", tmp_path / "cache", url) | {"problems": {"A": 1000}}
+    assert codeforces.contest_rating(found, {"A": [False] * 3 + [True]}) == pytest.approx(1500 - 400 * math.log10(151 / 50))
 
 
 # Benchmarks
@@ -202,7 +203,7 @@ MATH_FILES = {"math500": (500, set()), "aime24": (30, set()), "aime25": (30, set
 @pytest.mark.parametrize("name", MATH_FILES)
 def test_gold_answers_score_one(name, verifier):
     """Every problem of the file, through loading, prompt, extraction, verifier and summary. Beside it the answer with something added, which is wrong."""
-    problems, source = ev.load_problems(name, BENCHES[name], TEMPLATES, DATA)
+    problems, source = benchmarks.load_problems(name, BENCHES[name], TEMPLATES, DATA)
     count, cannot = MATH_FILES[name]
     assert len(problems) == count and str(DATA) in source
     gold = lambda p: str(p["truth"][0] if isinstance(p["truth"], list) else p["truth"]).strip()
@@ -215,7 +216,7 @@ def test_gold_answers_score_one(name, verifier):
 @needs_data
 @pytest.mark.parametrize("name, step", [("humaneval", 8), ("leetcode", 10)] + [pytest.param(name, 1, marks=pytest.mark.slow) for name in ("humaneval", "humaneval_plus", "leetcode")])
 def test_canonical_programs_score_one(name, step, verifier):
-    problems, source = ev.load_problems(name, BENCHES[name], TEMPLATES, DATA)
+    problems, source = benchmarks.load_problems(name, BENCHES[name], TEMPLATES, DATA)
     raw = [json.loads(line) for line in gzip.open(source, "rt")] if source.endswith("gz") else json.loads(Path(source).read_text())
     assert len(problems) == len(raw) == {"leetcode": 200}.get(name, 164)
     for p, row in list(zip(problems, raw))[::step]:
@@ -233,16 +234,16 @@ def test_programs_without_solutions_load(verifier):
     for name, count, program in [("codeforces", 408, "for _ in range(int(input())):\n    print(*sorted(map(int, input().split())))"),
                                  ("code_contests", 165, "n, m = map(int, input().split())\nrows = [input() for _ in range(n)]\n"
                                   "print(*sorted(range(1, n + 1), key=lambda i: [(-ord(c) if j % 2 else ord(c)) for j, c in enumerate(rows[i - 1])]))")]:
-        problems, _ = ev.load_problems(name, BENCHES[name], TEMPLATES, DATA)
+        problems, _ = benchmarks.load_problems(name, BENCHES[name], TEMPLATES, DATA)
         assert len(problems) == count and "from stdin" in problems[0]["text"] and problems[0]["text"].endswith("backticks)\n\n")
         r = record_of(name, problems[0], [f"```python\n{program}\n```", "```python\nprint(0)\n```"], verifier)
         assert r["rewards"] == [1.0, 0.0], r["reasons"]
-    assert ev.load_problems("codeforces", BENCHES["codeforces"], TEMPLATES, DATA)[0][11]["id"] == "1972D1"
+    assert benchmarks.load_problems("codeforces", BENCHES["codeforces"], TEMPLATES, DATA)[0][11]["id"] == "1972D1"
 
 
 @needs_data
 def test_countdown_golds(verifier):
-    problems, source = ev.load_problems("countdown", BENCHES["countdown"], TEMPLATES, DATA)
+    problems, source = benchmarks.load_problems("countdown", BENCHES["countdown"], TEMPLATES, DATA)
     gold = [row["answer"] for row in read_rows(source, "", "train")]
     assert len(problems) == 1024 and all(str(p["truth"]["target"]) in p["text"] for p in problems)
     scores = verifier.score([("countdown", g, p["truth"]) for g, p in zip(gold, problems)])
@@ -270,7 +271,7 @@ def test_hub_rows_load_from_a_folder_of_the_same_schema(name, row, truth, tmp_pa
     table = BENCHES[name]
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")   # it takes folders of one name for one data set
     make_hub(tmp_path / "hub", [row] * 3, table.get("name"), table.get("split", "test"))
-    problems, source = ev.load_problems(name, table | {"hub": str(tmp_path / "hub")}, TEMPLATES, tmp_path / "nowhere", limit=2)
+    problems, source = benchmarks.load_problems(name, table | {"hub": str(tmp_path / "hub")}, TEMPLATES, tmp_path / "nowhere", limit=2)
     assert [p["truth"] for p in problems] == [truth] * 2 and problems[0]["statement"] == "1+1?" and source == str(tmp_path / "hub")
     assert record_of(name, problems[0], ["\\boxed{2}", "\\boxed{3}"], verifier)["rewards"] == [1.0, 0.0]
 
@@ -282,13 +283,13 @@ def test_hub_programs_load_from_a_folder_of_the_same_schema(tmp_path, verifier, 
     test = "def check(candidate):\n    assert candidate(1, 2) == 3\n    assert candidate(-1, 1) == 0\n"
     for name in ("humaneval", "humaneval_plus"):
         make_hub(tmp_path / name, [{"task_id": "t/0", "prompt": stub, "canonical_solution": "    return a + b\n", "test": test, "entry_point": "add"}])
-        (p,), _ = ev.load_problems(name, BENCHES[name] | {"hub": str(tmp_path / name)}, TEMPLATES, tmp_path / "nowhere")
+        (p,), _ = benchmarks.load_problems(name, BENCHES[name] | {"hub": str(tmp_path / name)}, TEMPLATES, tmp_path / "nowhere")
         assert record_of(name, p, [f"```python\n{stub}    return a {op} b\n```" for op in "+-"], verifier)["rewards"] == [1.0, 0.0]
     make_hub(tmp_path / "cf", [{"problem": "Double it.", "tests": json.dumps([{"input": "4", "output": "8"}])}], "codeforces")
-    (p,), _ = ev.load_problems("codeforces", BENCHES["codeforces"] | {"hub": str(tmp_path / "cf")}, TEMPLATES, tmp_path / "nowhere")
+    (p,), _ = benchmarks.load_problems("codeforces", BENCHES["codeforces"] | {"hub": str(tmp_path / "cf")}, TEMPLATES, tmp_path / "nowhere")
     assert record_of("codeforces", p, [f"```python\nprint({k} * int(input()))\n```" for k in (2, 3)], verifier)["rewards"] == [1.0, 0.0]
     make_hub(tmp_path / "cd", [{"target": 24, "nums": [4, 6]}] * 4, split="train")
-    problems, _ = ev.load_problems("countdown", BENCHES["countdown"] | {"hub": str(tmp_path / "cd"), "split": "train[2:4]"}, TEMPLATES, tmp_path / "nowhere")
+    problems, _ = benchmarks.load_problems("countdown", BENCHES["countdown"] | {"hub": str(tmp_path / "cd"), "split": "train[2:4]"}, TEMPLATES, tmp_path / "nowhere")
     assert len(problems) == 2 and record_of("countdown", problems[0], ["<answer>4*6</answer>", "<answer>24</answer>"], verifier)["rewards"] == [1.0, 0.0]
 
 
@@ -306,8 +307,8 @@ def test_livecodebench_window_and_packed_tests(tmp_path, verifier, capsys):
     (folder / "test.jsonl").write_text(row("2023-04-30", "[]") + row("2023-05-01", pack(hidden)) + row("2025-01-31", json.dumps(hidden)))
     (folder / "test2.jsonl").write_text(row("2025-02-01", pack(function), "class Solution:\n    def twice(self, x: int) -> int:\n", '{"func_name": "twice"}', function) + row("2025-04-30", "[]")
                                         + row("2025-05-01", "[]"))
-    v5, _ = ev.load_problems("lcb_v5", BENCHES["lcb_v5"], TEMPLATES, tmp_path)
-    v6, _ = ev.load_problems("lcb_v6", BENCHES["lcb_v6"], TEMPLATES, tmp_path)
+    v5, _ = benchmarks.load_problems("lcb_v5", BENCHES["lcb_v5"], TEMPLATES, tmp_path)
+    v6, _ = benchmarks.load_problems("lcb_v6", BENCHES["lcb_v6"], TEMPLATES, tmp_path)
     assert [p["statement"][11:21] for p in v5] == ["2023-05-01", "2025-01-31"] and [p["statement"][11:21] for p in v6] == ["2023-05-01", "2025-01-31", "2025-02-01", "2025-04-30"]
     assert "lcb_v5: 2 problems in 2023-05-01..2025-01-31 inclusive, dated 2023-05-01..2025-01-31" in capsys.readouterr().out
     right, public_only = ("```python\nprint(2 * int(input()))\n```", "```python\nprint(2 * abs(int(input())))\n```")
@@ -320,7 +321,7 @@ def test_livecodebench_window_and_packed_tests(tmp_path, verifier, capsys):
 def test_overlap_with_the_training_set():
     long = "one two three four five six seven eight nine ten eleven twelve thirteen"
     training = [f"Solve: {long.upper()}!", "What is 2 + 3?", long.replace("twelve", "x")]
-    assert ev.overlap([long, "what is 2+3", "is 2 + 3", "one two three", long + " " + " ".join("abcdefgh"), "unseen words here"], training) == (4, 2)
+    assert metrics.overlap([long, "what is 2+3", "is 2 + 3", "one two three", long + " " + " ".join("abcdefgh"), "unseen words here"], training) == (4, 2)
 
 
 @needs_data
@@ -329,7 +330,7 @@ def test_overlap_of_dapo_with_the_benchmarks():
     rows = read_rows(str(DATA / "dapo_math_17k.parquet"), "", "train")
     training, found = [row["prompt"][-1]["content"] for row in rows], {}
     for name in ("amc", "aime24", "aime25", "math500"):
-        found[name] = ev.overlap([p["statement"] for p in ev.load_problems(name, BENCHES[name], TEMPLATES, DATA)[0]], training)
+        found[name] = metrics.overlap([p["statement"] for p in benchmarks.load_problems(name, BENCHES[name], TEMPLATES, DATA)[0]], training)
     assert found["aime24"] == found["aime25"] == (0, 0)
     assert 15 <= found["amc"][0] <= 36 <= found["amc"][1] <= 60 and 5 <= found["math500"][0] <= 11 <= found["math500"][1] <= 40
 
@@ -418,11 +419,11 @@ def test_killed_and_restarted_equals_never_killed(forks, evaluated, tmp_path):
     said = forks.run("eval.py", *argv)
     assert "19 problems x 8 to do" in said and "1 torn lines" in said
     shutil.copy(file, tmp_path / "copy.jsonl")   # merged twice: the same
-    results = ev.read_lines(tmp_path, full=True)
-    want = ev.read_lines(evaluated[0], full=True)
+    found = results.read(tmp_path, full=True)
+    want = results.read(evaluated[0], full=True)
     key = next(k for k in want if json.loads(k)["model"] == "tiny")
-    assert results[key] == want[key] and len(results) == 2   # --n 512 stands apart
-    assert len(next(v for k, v in results.items() if k != key)) >= killed
+    assert found[key] == want[key] and len(found) == 2   # --n 512 stands apart
+    assert len(next(v for k, v in found.items() if k != key)) >= killed
 
 
 def test_a_judge_behind_http(forks, evaluated, tmp_path):
@@ -465,10 +466,10 @@ def test_bad_input_gets_one_clear_line(capsys, tmp_path, monkeypatch):
     (tmp_path / "bad.json").write_text('[{"problem": "1", "answer": "1"}, {"problem": "2"}]')
     monkeypatch.setitem(BENCHES, "bad", dict(file="bad.json", prompt="boxed", kind="math"))
     with pytest.raises(SystemExit):
-        ev.load_problems("bad", BENCHES["bad"], TEMPLATES, tmp_path)
+        benchmarks.load_problems("bad", BENCHES["bad"], TEMPLATES, tmp_path)
     assert "bad.json, row 2: no field 'answer', which truth or eval_truth names; it has problem" in capsys.readouterr().err
     with pytest.raises(SystemExit):
-        ev.load_problems("bad", BENCHES["bad"] | {"prompt": "{nosuch}"}, TEMPLATES, tmp_path)
+        benchmarks.load_problems("bad", BENCHES["bad"] | {"prompt": "{nosuch}"}, TEMPLATES, tmp_path)
     assert "row 1: the prompt template needs field 'nosuch'" in capsys.readouterr().err
     for argv, expected in [(["x", "--bench", "mth500"], "did you mean 'math500'"), (["x", "--n", "many"], "invalid int value: 'many'"), (["x", "--n", "0"], "at least 1"),
                            (["x", "--temperature", "hot"], "temperature = 'hot': expected float"), (["x", "--nosuch", "1"], "unrecognized arguments: --nosuch"), (["x", "--kind", "maths"], "did you mean 'math'"),

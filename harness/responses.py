@@ -1,0 +1,127 @@
+"""
+What is read in a response: the text that the verifier sees, and what tells one solution from
+another.
+
+lad.py and eval.py both go through here, so that the same tokens get the same score from both.
+"""
+
+import re
+
+from harness.metrics import normal_form
+
+# ==== 1. The text that the verifier sees ========================================================
+
+TAGS = ("<think>", "</think>", "<answer>", "</answer>")  # verify.py looks for these
+
+
+def response_texts(tokenizer, prompt, responses):
+    """Texts of the responses (lists of token ids) to one prompt, as it was rendered.
+
+    Special tokens (ends, pads, markers of a chat template) are left out, but for TAGS, which some
+    tokenizers make special. A <think> that the prompt ends with was opened by it and belongs to
+    the response: one that is cut inside its thought has then no answer.
+    """
+    hidden = hidden_tokens(tokenizer)
+    visible = [[token for token in tokens if token not in hidden] for tokens in responses]
+    texts = tokenizer.batch_decode(visible, skip_special_tokens=False)
+    if prompt.rstrip().endswith("<think>"):
+        texts = ["<think>" + text for text in texts]
+    return texts
+
+
+def hidden_tokens(tokenizer):
+    """Ids of the special tokens that are no part of a response's text."""
+    hidden = set(tokenizer.all_special_ids)
+    for number, token in tokenizer.added_tokens_decoder.items():
+        if token.content.strip() in TAGS:
+            hidden.discard(number)
+        elif token.special:
+            hidden.add(number)
+    return hidden
+
+
+# ==== 2. What tells one solution from another ===================================================
+
+
+def solution_key(kind, text):
+    """What two solutions are compared by: the final answer of mathematics, the expression of
+    countdown, a program up to its names and layout; of any other kind the text without white
+    space. "" where a response has none."""
+    if kind.startswith("math"):
+        return answer_key(kind, text)
+    if kind == "countdown":
+        return expression(text)
+    if kind == "code":
+        program = last_program(text)
+        return normal_form(program) if program else ""
+    return "".join(text.split())
+
+
+def answer_key(kind, text):
+    """What majority voting counts: a number's value, else the tidied spelling; "" where there is
+    no answer, or the kind has none."""
+    if not kind.startswith("math"):
+        return ""
+    verify = verifier()
+    answer = verify.find_answer(text, kind.partition(":")[2] or "boxed")
+    if len(answer) > 400:
+        return ""
+    answer = verify.tidy(answer)
+    number = verify.plain(answer)
+    if number is None:
+        return verify.squash(answer)
+    value, _, is_percent = number
+    return f"{value}%" if is_percent else str(value)
+
+
+SPELLINGS = {
+    r"\times": "*",
+    r"\cdot": "*",
+    "×": "*",
+    "·": "*",
+    r"\div": "/",
+    "÷": "/",
+    "−": "-",
+    "–": "-",
+    r"\left": "",
+    r"\right": "",
+    "$": "",
+}
+
+
+def expression(text):
+    """The expression of a countdown answer, in one spelling, without white space and without the
+    target that it is equal to."""
+    verify = verifier()
+    text = verify.after_thinking(text)
+    if "<answer>" in text:
+        text = text.rpartition("<answer>")[2].partition("</answer>")[0]
+    elif r"\boxed" in text:
+        text = verify.last_box(text)
+    for old, new in SPELLINGS.items():
+        text = text.replace(old, new)
+    sides = "".join(text.split()).split("=")
+    for side in sides:
+        if not side.isdigit():
+            return side
+    return sides[0]
+
+
+# The fence of a Python block, as verify.py has it. REPLACE: by the one parser of fences, when it is
+# there; last_program is all that uses it
+BLOCK = re.compile(r"^[ \t]*```[ \t]*(?:python3?|py|Python)?[ \t]*\n(.*?)^[ \t]*```", re.S | re.M)
+
+
+def last_program(text):
+    """The program of a response, or ""."""
+    blocks = BLOCK.findall(text.rpartition("</think>")[2])
+    return blocks[-1] if blocks else ""
+
+
+def verifier():
+    """verify.py, whose reading of answers this is. REPLACE: by an import of the file in harness/
+    that reads mathematical answers, when it is there; nothing in here should import what stands
+    above."""
+    import verify
+
+    return verify
