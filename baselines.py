@@ -35,13 +35,19 @@ class Knobs:
 # ==== 1. Advantages =============================================================================
 
 
+def is_right(r, state):
+    """1 for a success and 0 for a failure, [B,G], by what the verifier said: shaped rewards r may
+    punish a right answer for its length."""
+    return (state.get("correct", r) > 0.5).to(r)
+
+
 def reinforce(r, cfg, state):
     return r
 
 
 def w_reinforce(r, cfg, state):
     """success_weight for a success, -1 for a failure. arXiv 2506.01347."""
-    return (1 + cfg.success_weight) * (r > 0.5).to(r) - 1
+    return (1 + cfg.success_weight) * is_right(r, state) - 1
 
 
 def rloo(r, cfg, state):
@@ -57,20 +63,22 @@ def dr_grpo(r, cfg, state):
 
 def maxrl(r, cfg, state):
     """(r - rbar)/rbar of 0/1 rewards, 0 where rbar = 0: the gradient of log p. arXiv 2602.02710."""
-    right = (r > 0.5).to(r)
+    right = is_right(r, state)
     rbar = right.mean(-1, keepdim=True)
     return (right - rbar) / (rbar + 1e-6)
 
 
 def passk(r, cfg, state):
-    """k C(n-c, k-1)/C(n-1, k-1) for each of c right among n, 0 for a wrong one: the unbiased gradient
-    of pass@k with the leave-one-out baseline of arXiv 2505.15201, times n since ours is a mean over
-    samples."""
+    """k C(n-c, k-1)/C(n-1, k-1) for each of c right among n, 0 for a wrong one: the unbiased
+    gradient of pass@k with the leave-one-out baseline of arXiv 2505.15201, times n since ours is a
+    mean over samples."""
     n = r.shape[-1]
     k = cfg.pass_k
-    right = r > 0.5
-    wrong = n - right.sum(-1, keepdim=True).to(r)   # [B,1]
-    chance = 1.0   # that k - 1 of the others hold no right one
+    right = is_right(r, state)
+    if n < k:  # some of the group could not be scored: of so few there is no estimate
+        return torch.zeros_like(right)
+    wrong = n - right.sum(-1, keepdim=True)  # [B,1]
+    chance = 1.0  # that k - 1 of the others hold no right one
     for i in range(k - 1):
         chance = chance * ((wrong - i) / (n - 1 - i)).clamp_min(0)
     return right * k * chance
@@ -97,12 +105,12 @@ def covariance(adv, t):
     return logp * adv
 
 
-def highest(x, share):
-    """True at the `share` of a tensor's elements that are highest, at least at one."""
-    n = max(int(share * x.numel()), 1)
-    places = x.flatten().topk(min(n, x.numel())).indices
-    chosen = torch.zeros_like(x, dtype=torch.bool).flatten()
-    return chosen.index_fill(0, places, True).view_as(x)
+def highest(x, share, mask):
+    """True at the `share` of the unmasked elements of x that are highest, at least at one. Without
+    waiting for the device: how many these are stays a tensor."""
+    n = (share * mask.sum()).floor().clamp_min(1)
+    ranks = x.flatten().argsort(descending=True).argsort().view_as(x)
+    return ranks < n
 
 
 def clip_cov(ppo_clip, log_ratio, adv, cfg, t):
@@ -112,15 +120,15 @@ def clip_cov(ppo_clip, log_ratio, adv, cfg, t):
     cov = covariance(adv, t)
     candidates = (cov > cfg.cov_low) & (cov < cfg.cov_high) & ~clipped & (t["mask"] > 0)
     lots = torch.rand_like(cov).masked_fill(~candidates, -1)
-    chosen = highest(lots, cfg.cov_share) & candidates
+    chosen = highest(lots, cfg.cov_share, t["mask"]) & candidates
     return loss * ~chosen, clipped | chosen
 
 
 def kl_cov(log_ratio, adv, cfg, t):
-    """-rho A, unclipped, and cov_kl abs(log pi - log pi_old) on the tokens of the highest covariance.
-    KL-Cov, arXiv 2505.22617."""
+    """-rho A, unclipped, and cov_kl abs(log pi - log pi_old) on the tokens of the highest
+    covariance. KL-Cov, arXiv 2505.22617."""
     cov = covariance(adv, t).masked_fill(t["mask"] == 0, -math.inf)
-    chosen = highest(cov, cfg.cov_share)
+    chosen = highest(cov, cfg.cov_share, t["mask"])
     penalty = cfg.cov_kl * chosen * (t["logp"] - t["old"]).abs()
     return -log_ratio.exp() * adv + penalty, torch.zeros_like(chosen)
 
@@ -147,9 +155,14 @@ def log_z_head(width):
     from torch.nn import GELU, LayerNorm, Linear, Sequential
 
     return Sequential(
-        Linear(width, width), GELU(), LayerNorm(width),
-        Linear(width, width), GELU(), LayerNorm(width),
-        Linear(width, 1))
+        Linear(width, width),
+        GELU(),
+        LayerNorm(width),
+        Linear(width, width),
+        GELU(),
+        LayerNorm(width),
+        Linear(width, 1),
+    )
 
 
 def initialise_log_z(head, width, seed, device):
@@ -167,13 +180,13 @@ def initialise_log_z(head, width, seed, device):
 
 
 def log_z_of_prompts(head, hidden, prompt_spans):
-    """log Z [S] of each sample's prompt: the head on the mean of hidden [N,H] over the prompt's span
-    (start, end) in the row. In fp32: bf16 cannot count beyond 256."""
-    means = {}   # samples of one prompt share its span
+    """log Z [S] of each sample's prompt: the head on the mean of hidden [N,H] over the prompt's
+    span (start, end) in the row. In fp32: bf16 cannot count beyond 256."""
+    means = {}  # samples of one prompt share its span
     for start, end in prompt_spans:
         if (start, end) not in means:
             means[start, end] = hidden[start:end].float().mean(0)
-    pooled = torch.stack([means[span] for span in prompt_spans])   # [S,H]
+    pooled = torch.stack([means[span] for span in prompt_spans])  # [S,H]
     return head(pooled.to(hidden.dtype))[:, 0].float()
 
 
@@ -189,17 +202,29 @@ def add_rows(objectives, Objective, grpo, ppo_clip, sum_in_sequence):
     def row(name, advantage=grpo, loss=ppo_clip, **more):
         objectives[name] = Objective(advantage, loss, **more)
 
-    row("reinforce", reinforce)
-    row("w_reinforce", w_reinforce)
+    row("reinforce", reinforce, learns_from_equal=True)
+    row("w_reinforce", w_reinforce, learns_from_equal=True)
     row("rloo", rloo)
     row("dr_grpo", dr_grpo, defaults=dict(aggregation="constant"))
     row("maxrl", maxrl)
     row("passk", passk)
     row("entadv", loss=partial(entadv, ppo_clip))
     # local = False: the covariance is over a micro-batch's tokens
-    row("clip_cov", loss=partial(clip_cov, ppo_clip), local=False,
-        defaults=dict(clip_low=1.0, clip_high=1.0))
-    row("kl_cov", loss=kl_cov, local=False,
-        defaults=dict(cov_share=2e-3, minibatches=8))   # in a single update it would be grpo
-    row("flowrl", loss=partial(flowrl, sum_in_sequence), needs=("ref", "log_z"), local=False,
-        defaults=dict(aggregation="sequence"))
+    row(
+        "clip_cov",
+        loss=partial(clip_cov, ppo_clip),
+        local=False,
+        defaults=dict(clip_low=1.0, clip_high=1.0),
+    )
+    row(
+        "kl_cov", loss=kl_cov, local=False, defaults=dict(cov_share=2e-3, minibatches=8)
+    )  # in a single update it would be grpo
+    row(
+        "flowrl",
+        loss=partial(flowrl, sum_in_sequence),
+        needs=("ref", "log_z"),
+        local=False,
+        of_sequences=True,
+        learns_from_equal=True,
+        defaults=dict(aggregation="sequence"),
+    )

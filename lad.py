@@ -20,8 +20,9 @@ departs from the papers:
   2. LAD's generators keep the factor 1/2 of the textbook definitions (the authors' code is said to
      omit it).
   3. FADE's averaging constant 0.02 is read as new = 0.98 old + 0.02 batch; rbar is the prompt's own
-     solve rate, p the whole batch's. Judgement calls: we read an account of the paper, not its code.
-  4. FADE's H is the mean of -log pi(y_t) over sampled tokens: unbiased for their mean entropy, free.
+     solve rate, p the whole batch's. Judgement calls: we know an account of the paper, not its
+     code.
+  4. FADE's H is the mean of -log pi(y_t) over sampled tokens: unbiased for their entropy, and free.
   5. Group standard deviations are torch.std (G - 1 in the denominator), as in TRL and verl.
   6. Truncated importance sampling between vLLM and the trainer is on for every objective, token by
      token (`--tis_cap 0`: off).
@@ -36,10 +37,20 @@ Run it:
 
 Conventions. B prompts, G responses to each; N tokens of a packed row, R of them response tokens; H
 hidden, V vocabulary; S sequences. A "row" is a prompt with its verifiable truth, a "sample" one
-response, a dictionary that grows: tokens and behaviour (vLLM's log-probs) from the rollout, correct
-and reward from the verifier, old and ref (the trainer's log-probs), then adv and scale.
+response, a dictionary that grows:
+
+    tokens, behaviour, truncated    the rollout's: token ids, vLLM's log-probs, cut at max_tokens?
+    row, prompt, text               where it belongs, and what the verifier reads
+    lost                            its log-probs are not finite: scored, but never trained on
+    correct                         what the verifier said, in [0, 1]: solve rates, difficulty
+    failed                          why it could not say: no success, no failure; in no statistic
+    reward                          what is trained on: correct, shaped
+    old, ref                        the trainer's log-probs under pi_old and the reference
+    adv, scale                      its advantage, and the weight of its tokens in the loss
+
 Log-probabilities are in nats, at the sampling temperature.
 """
+
 import contextlib
 import dataclasses
 import math
@@ -52,15 +63,16 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
+from operator import itemgetter
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-if str(HERE) not in sys.path:   # python -I and PYTHONSAFEPATH leave out a script's own folder
+if str(HERE) not in sys.path:  # python -I and PYTHONSAFEPATH leave out a script's own folder
     sys.path.insert(0, str(HERE))
 
-if __name__ == "__main__":   # OpenMP and vLLM read these when they are imported, hence up here
+if __name__ == "__main__":  # OpenMP and vLLM read these when they are imported, hence up here
     os.environ.setdefault("OMP_NUM_THREADS", str(min(16, len(os.sched_getaffinity(0)))))
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")   # spinning makes a busy machine 25x slower
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # spinning makes a busy machine 25x slower
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     warnings.filterwarnings("ignore", category=FutureWarning)
@@ -135,6 +147,7 @@ class Config(baselines.Knobs):
     ratio: str = knob("token", "pi_theta/pi_old of a token or of its sequence", of="token sequence")
     clip_low: float = knob(0.2, "PPO clips the ratio below 1 - this", 0, 1)
     clip_high: float = knob(0.28, "and above 1 + this (clip-higher, DAPO)", 0)
+    dual_clip: float = knob(0.0, "PPO: cap of the ratio where A < 0 (verl's is 3); 0: none", 0)
     eta: float = knob(0.25, "LAD: temperature of the target e^(A/eta)", 1e-3)
     divergence: str = knob("js", "LAD: generator f", of="kl rkl jf js hd tv kl_c rkl_c")
     alpha: float = knob(2.0, "power: focus on hard prompts, (1 - rbar)^(alpha - 1)", 0)
@@ -143,17 +156,17 @@ class Config(baselines.Knobs):
     fade_delta_min: float = knob(0.3, "FADE: floor of delta", 1e-3, 1)
     fade_rate: float = knob(0.02, "FADE: share of the new batch in the running p and H", 0, 1)
     fade_entropy: float = knob(0.0, "FADE: H*, in nats; 0: half of the first batch's entropy", 0)
-    kl_coef: float = knob(0.0, "weight of the k3 estimate of KL to the reference (initial) model", 0)
+    kl_coef: float = knob(0.0, "weight of the k3 estimate of KL to the reference model", 0)
     ref_every: int = knob(0, "batches after which the reference becomes the policy; 0: never", 0)
     tis_cap: float = knob(2.0, "cap of the trainer/vLLM importance weight; 0: no such weight", 0)
-    aggregation: str = knob("token", "mean over tokens, over sequence means, or sum/(B G max_tokens)",
+    aggregation: str = knob("token", "mean over tokens, over sequence means, or sum/constant",
                             of="token sequence constant")
     zero_variance: str = knob("keep", "groups with equal rewards: keep, drop, or refill the batch",
                               of="keep drop refill")
     refill_rounds: int = knob(3, "rounds of generation at most for one batch, with refill", 1)
     overlong: str = knob("keep", "truncated responses: keep, mask, or shape (DAPO's soft penalty)",
                          of="keep mask shape")
-    overlong_buffer: int = knob(2048, "shape: last tokens, over which the penalty grows to 1", 1)
+    overlong_buffer: int = knob(2048, "shape: last tokens, over which the penalty grows to 1/2", 1)
 
     # optimization
     minibatches: int = knob(1, "optimizer steps in one pass over a rollout batch", 1)
@@ -201,18 +214,30 @@ def load_config(argv):
         name, values, resume = read_settings(argv, KNOBS, OBJECTIVES, __doc__)
     except ValueError as error:
         die(error)
+    # An objective may bring defaults of its own, below what a preset or a flag says, and the ratio
+    # of a sequence brings its aggregation
     objective = OBJECTIVES[values.get("objective", Config.objective)]
-    cfg = Config(**objective.defaults | values)
+    defaults = dict(objective.defaults)
+    if values.get("ratio") == "sequence":
+        defaults.setdefault("aggregation", "sequence")
+    cfg = Config(**defaults | values)
     cfg.config = name
     cfg.resume = resume
     if not cfg.out:
         cfg.out = f"runs/{cfg.config}-{cfg.objective}-s{cfg.seed}"
 
+    # What no knob's range can say
+    if objective.of_sequences or cfg.ratio == "sequence":
+        if cfg.aggregation != "sequence":
+            die(
+                f"aggregation = {cfg.aggregation} would count a loss of whole sequences once for "
+                f"each of their tokens ({cfg.objective}, ratio = {cfg.ratio}): say aggregation = "
+                "sequence"
+            )
     if cfg.prompts % cfg.minibatches:
         die(f"prompts = {cfg.prompts} does not divide into minibatches = {cfg.minibatches}")
     if cfg.objective == "passk" and cfg.pass_k > cfg.group:
-        die(f"pass_k = {cfg.pass_k} is more than the group = {cfg.group} responses that pass@k is "
-            "estimated from")
+        die(f"pass_k = {cfg.pass_k} is more than the {cfg.group} responses of a group")
     return cfg
 
 
@@ -224,23 +249,26 @@ def load_config(argv):
 def start_vllm(cfg, folder, device, **options):
     """An engine on this rank, or one shared by `tensor_parallel` neighbouring ranks. On a GPU it
     goes to sleep until it is needed, handing its memory to the trainer."""
+    # What vLLM reads before it is imported
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     if device.type == "cpu":
         os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
-        # else vLLM compiles one line of its sampler, for 20 seconds
+        # or vLLM compiles one line of its sampler, for 20 seconds
         torch._dynamo.config.disable = cfg.compile in ("auto", "off")
     from vllm import LLM
 
+    # Alike on every device
     settings = dict(
         tensor_parallel_size=cfg.tensor_parallel,
-        distributed_executor_backend="external_launcher",   # torchrun's ranks are vLLM's workers
+        distributed_executor_backend="external_launcher",  # torchrun's ranks are vLLM's workers
         max_model_len=cfg.max_prompt_tokens + cfg.max_tokens,
         max_num_seqs=cfg.vllm_seqs,
-        logprobs_mode="processed_logprobs",   # of the distribution that was sampled: temperature, top-p
+        logprobs_mode="processed_logprobs",  # of what was sampled from: temperature, top-p
         disable_log_stats=True,
         use_tqdm_on_load=False,
         seed=cfg.seed,
     )
+    # Memory, and how the model is run
     if device.type == "cpu":
         settings.update(
             dtype="float32",
@@ -259,8 +287,11 @@ def start_vllm(cfg, folder, device, **options):
     try:
         llm = LLM(folder, **settings | options)
     except Exception as error:
-        die(f"vLLM did not start: {one_line(error)}; try a smaller vllm_memory = {cfg.vllm_memory}, "
-            f"max_tokens = {cfg.max_tokens} or a larger tensor_parallel = {cfg.tensor_parallel}")
+        die(
+            f"vLLM did not start: {one_line(error)}; try a smaller vllm_memory = "
+            f"{cfg.vllm_memory}, a smaller max_tokens = {cfg.max_tokens} or a larger "
+            f"tensor_parallel = {cfg.tensor_parallel}"
+        )
     if device.type == "cuda":
         llm.sleep(level=2)
     return llm
@@ -272,7 +303,7 @@ def named_weights(model, dtype):
     for name, p in model.named_parameters():
         if name.startswith("log_z."):
             continue
-        p = p.detach().to(dtype)   # before it is gathered: half the traffic
+        p = p.detach().to(dtype)  # before it is gathered: half the traffic
         if hasattr(p, "full_tensor"):
             p = p.full_tensor()
         yield name, p
@@ -280,12 +311,14 @@ def named_weights(model, dtype):
 
 @contextlib.contextmanager
 def awake(llm, model, device):
-    """vLLM with the trainer's weights, for the length of the block. DO NOT TOUCH the order: the KV
-    cache comes only after the weights went over, for the trainer's are on the GPU then too."""
+    """vLLM with the trainer's weights, for the length of the block."""
+    # DO NOT TOUCH the order: the KV cache comes only after the weights went over, for until then
+    # the trainer's are gathered on the GPU too
     if device.type == "cuda":
         torch.cuda.empty_cache()
         llm.wake_up(["weights"])
 
+    # All weights, streamed: each is gathered, handed over and let go before the next
     dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
     weights = named_weights(model, dtype)
     llm.collective_rpc("reload_weights", kwargs={"weights_iterator": weights})
@@ -295,10 +328,10 @@ def awake(llm, model, device):
 
     if device.type == "cuda":
         llm.wake_up(["kv_cache"])
-    llm.reset_prefix_cache()   # what is cached was computed with the weights before
+    llm.reset_prefix_cache()  # what is cached was computed with the weights before
     yield
     if device.type == "cuda":
-        llm.sleep(level=2)     # weights and cache are dropped: the next block pushes anew
+        llm.sleep(level=2)  # weights and cache are dropped: the next block pushes anew
 
 
 def generate(llm, cfg, prompt_ids, n, seed, logprobs=True, progress=False):
@@ -310,19 +343,26 @@ def generate(llm, cfg, prompt_ids, n, seed, logprobs=True, progress=False):
     from transformers import set_seed
     from vllm import SamplingParams
 
+    # What is asked for
     set_seed(seed)
     params = SamplingParams(
-        n=n, temperature=cfg.temperature, top_p=cfg.top_p, max_tokens=cfg.max_tokens,
-        logprobs=0 if logprobs else None,   # 0: the sampled token's alone
-        flat_logprobs=logprobs, detokenize=False)
+        n=n,
+        temperature=cfg.temperature,
+        top_p=cfg.top_p,
+        max_tokens=cfg.max_tokens,
+        logprobs=0 if logprobs else None,  # 0: the sampled token's alone
+        flat_logprobs=logprobs,
+        detokenize=False,
+    )
     prompts = [{"prompt_token_ids": ids} for ids in prompt_ids]
 
+    # What comes back, in the same order
     groups = []
     for output in llm.generate(prompts, params, use_tqdm=progress):
         group = []
         for o in output.outputs:
             sample = dict(
-                tokens=list(o.token_ids),   # the stop token is the last of them, and is trained
+                tokens=list(o.token_ids),  # the stop token is the last of them, and is trained
                 behaviour=[],
                 truncated=o.finish_reason == "length",
             )
@@ -339,13 +379,15 @@ def rollout(llm, cfg, rows, n, step, use, logprobs=True):
     Rank r of W owns rows r, r + W, ..: the ranks' n-th shares together are the same rows for every
     W. Ranks that share an engine hand it all their rows, with one seed.
     """
-    first = rank() - rank() % cfg.tensor_parallel   # of the ranks that share this engine
-    shares = [rows[r::world()] for r in range(first, first + cfg.tensor_parallel)]
+    # The rows of all ranks that share this engine
+    first = rank() - rank() % cfg.tensor_parallel
+    shares = [rows[r :: world()] for r in range(first, first + cfg.tensor_parallel)]
     prompt_ids = [row["prompt_ids"] for share in shares for row in share]
     seed = zlib.crc32(f"{cfg.seed} {step} {use} {first}".encode())
     progress = rank() == 0 and cfg.device == "cuda"
     groups = generate(llm, cfg, prompt_ids, n, seed, logprobs=logprobs, progress=progress)
 
+    # Of what it wrote, this rank's part
     mine = rank() - first
     start = sum(len(share) for share in shares[:mine])
     end = start + len(shares[mine])
@@ -357,9 +399,9 @@ def rollout(llm, cfg, rows, n, step, use, logprobs=True):
 
 def describe(rows, groups, tokenizer):
     """Add to fresh samples what the steps after this one ask for: row, prompt, text, lost."""
-    for row, group in zip(rows, groups):
+    for row, group in zip(rows, groups, strict=True):
         texts = tokenizer.batch_decode([s["tokens"] for s in group], skip_special_tokens=True)
-        for s, text in zip(group, texts):
+        for s, text in zip(group, texts, strict=True):
             s["row"] = row
             s["prompt"] = row["prompt_ids"]
             s["text"] = text
@@ -374,25 +416,21 @@ def start_verification(verifier, samples, cfg):
     items = []
     for s in samples:
         response = s["text"]
-        if s["row"]["prompt"].rstrip().endswith("<think>"):   # opened by the prompt
+        if s["row"]["prompt"].rstrip().endswith("<think>"):  # opened by the prompt
             response = "<think>" + response
         items.append((cfg.kind, response, s["row"]["truth"]))
     return verifier.submit(items)
 
 
 def finish_verification(samples, verdicts: Future, cfg):
-    """Wait for the verdicts and set each sample's `correct` (the verifier's score, in [0, 1]),
-    `reward` (what is trained on) and `failed` (why it could not be scored; "" if it was)."""
-    for s, (correct, reason) in zip(samples, verdicts.result()):
+    """Wait for the verdicts and set each sample's `correct`, `failed` and `reward`."""
+    for s, (correct, reason) in zip(samples, verdicts.result(), strict=True):
         s["correct"] = correct
-        s["reward"] = shaped_reward(s, cfg)
         # A wrong answer is a 0 like any other. A worker that was lost, or its error, or a truth
         # that cannot be read, is the verifier's failure: those reasons have a colon, or this name
-        s["failed"] = ""
-        if s["lost"]:
-            s["failed"] = "log-prob not finite"
-        elif ":" in reason or reason == "truth unparsable":
-            s["failed"] = reason
+        is_failure = ":" in reason or reason == "truth unparsable"
+        s["failed"] = reason if is_failure else ""
+        s["reward"] = shaped_reward(s, cfg)
 
 
 def shaped_reward(sample, cfg):
@@ -404,28 +442,35 @@ def shaped_reward(sample, cfg):
 
 
 def overlong_penalty(length, cfg):
-    """Rises from 0 to 1 over the last overlong_buffer tokens. DAPO, arXiv 2503.14476, eq. 13."""
+    """Rises from 0 to 1/2 over the last overlong_buffer tokens. DAPO, arXiv 2503.14476, eq. 13, has
+    1 where a right and a wrong answer are 2 apart; here they are 1 apart."""
     over = length - (cfg.max_tokens - cfg.overlong_buffer)
-    return min(max(over / cfg.overlong_buffer, 0.0), 1.0)
+    return 0.5 * min(max(over / cfg.overlong_buffer, 0.0), 1.0)
+
+
+def scorable(group):
+    """The samples of which the verifier could say whether they are right."""
+    return [s for s in group if not s["failed"]]
 
 
 def has_signal(group):
-    """Whether rewards differ within a group; if not, most advantages are zero throughout it."""
-    return len({s["reward"] for s in group}) > 1
+    """Whether some of a group are right and others wrong; if not, most advantages are 0. What the
+    verifier said counts: a penalty for length alone makes no signal."""
+    return len({s["correct"] for s in scorable(group)}) > 1
 
 
 def collect(llm, cfg, tokenizer, verifier, rows, position, step, lap):
-    """Groups for one batch: (those to train on, all that were drawn, new position in the data,
+    """Groups for one batch: (this rank's to train on, all that it drew, new position in the data,
     [(samples, verdicts)] that are still to be finished).
 
     zero_variance = keep: one round, verified while the caller computes log-probs. drop and refill
-    must look at the rewards to choose groups, so there nothing is left to be finished. refill draws
-    until every rank has its share, refill_rounds times at most.
+    must look at the verdicts to choose groups, so there nothing is left to be finished. refill
+    draws until the ranks together have cfg.prompts groups, refill_rounds times at most.
     """
-    share = cfg.prompts // world()
     rounds = cfg.refill_rounds if cfg.zero_variance == "refill" else 1
     groups, drawn, pending = [], [], []
     for attempt in range(rounds):
+        # Responses to the next prompts of the data
         batch = draw(rows, position, cfg.prompts, cfg.seed)
         position += cfg.prompts
         mine, fresh = rollout(llm, cfg, batch, cfg.group, step, attempt)
@@ -433,6 +478,7 @@ def collect(llm, cfg, tokenizer, verifier, rows, position, step, lap):
         drawn += fresh
         lap("rollout")
 
+        # Which of their groups are trained on
         samples = [s for group in fresh for s in group]
         verdicts = start_verification(verifier, samples, cfg)
         if cfg.zero_variance == "keep":
@@ -443,13 +489,29 @@ def collect(llm, cfg, tokenizer, verifier, rows, position, step, lap):
             groups += [group for group in fresh if has_signal(group)]
         lap("reward")
 
-        if all_reduce([len(groups)], "min")[0] >= share:
+        # The ranks together have enough
+        if all_reduce([len(groups)])[0] >= cfg.prompts:
             break
-    return groups[:share], drawn, position, pending
+    return groups[: even_share(len(groups), cfg.prompts)], drawn, position, pending
+
+
+def even_share(mine, wanted):
+    """How many of its groups this rank keeps, so that all keep `wanted` together, or all that there
+    are, as evenly as they can."""
+    counts = [0] * world()
+    counts[rank()] = mine
+    counts = all_reduce(counts)
+    kept = [0] * world()
+    while sum(kept) < min(wanted, sum(counts)):
+        for r in range(world()):  # one more for each that has one, in turn
+            if kept[r] < counts[r] and sum(kept) < wanted:
+                kept[r] += 1
+    return kept[rank()]
 
 
 def evaluate(llm, cfg, tokenizer, verifier, rows, step):
     """pass@1, pass@K and the mean number of distinct right answers to a prompt, from K samples."""
+    # Responses to this rank's share of the prompts, verified
     K = cfg.eval_samples
     mine, groups = rollout(llm, cfg, rows, K, step, "eval", logprobs=False)
     describe(mine, groups, tokenizer)
@@ -466,7 +528,7 @@ def evaluate(llm, cfg, tokenizer, verifier, rows, step):
             sums[f"eval/pass@{k}"] += pass_at_k(K, len(right), k)
         sums["eval/distinct"] += len({"".join(s["text"].split()) for s in right})
     prompts, *totals = all_reduce(list(sums.values()))
-    return {key: total / prompts for key, total in zip(list(sums)[1:], totals)}
+    return {key: total / prompts for key, total in zip(list(sums)[1:], totals, strict=True)}
 
 
 # ==== 4. Advantages and objectives ==============================================================
@@ -488,33 +550,35 @@ def grpo(r, cfg, state):
 # FADE: Focal Advantage with Dynamic Entropy, arXiv 2607.01490
 
 
-def focal(r, alpha, delta):
-    """A = (1 - rbar)^(alpha - 1) (r - rbar), divided by delta where r < rbar."""
+def focal(r, correct, alpha, delta):
+    """A = (1 - p)^(alpha - 1) (r - rbar), divided by delta where r < rbar. p is the share of the
+    prompt's responses that are correct: rbar, unless rewards are shaped."""
     rbar = r.mean(-1, keepdim=True)
-    focus = (1 - rbar).clamp_min(0) ** (alpha - 1)   # rare successes weigh more
-    a = focus * (r - rbar)
+    missed = (1 - correct.mean(-1, keepdim=True)).clamp_min(0)
+    focus = missed ** (alpha - 1)  # rare successes weigh more
+    a = torch.where(missed > 0, focus * (r - rbar), r - rbar)  # 0^-1, where alpha is under 1
     return torch.where(r >= rbar, a, a / delta)
 
 
 def fade(r, cfg, state):
     """focal() with alpha and delta from the running solve rate and entropy."""
     alpha, delta = fade_schedule(state, cfg)
-    return focal(r, alpha, delta)
+    return focal(r, state.get("correct", r), alpha, delta)
 
 
 def power(r, cfg, state):
     """FADE's first half: Power(alpha)."""
-    return focal(r, cfg.alpha, 1.0)
+    return focal(r, state.get("correct", r), cfg.alpha, 1.0)
 
 
 def asym(r, cfg, state):
     """FADE's second half: AsymGRPO(delta)."""
-    return focal(r, 1.0, cfg.delta)
+    return focal(r, state.get("correct", r), 1.0, cfg.delta)
 
 
 def power_asym(r, cfg, state):
     """Both, with alpha and delta that stay."""
-    return focal(r, cfg.alpha, cfg.delta)
+    return focal(r, state.get("correct", r), cfg.alpha, cfg.delta)
 
 
 def fade_schedule(state, cfg):
@@ -525,6 +589,17 @@ def fade_schedule(state, cfg):
     delta = 1 + state["H"] - state["H*"]
     delta = min(max(delta, cfg.fade_delta_min), 1.0)
     return alpha, delta
+
+
+def fade_metrics(state, cfg):
+    """What is logged of FADE, for every objective."""
+    alpha, delta = fade_schedule(state, cfg)
+    return {
+        "fade_alpha": alpha,
+        "fade_delta": delta,
+        "fade_p": state["p"],
+        "fade_h": state["H"],
+    }
 
 
 def new_state():
@@ -551,6 +626,8 @@ def ppo_clip(log_ratio, adv, cfg, t):
     """-min(rho A, clip(rho, 1 - clip_low, 1 + clip_high) A). PPO, arXiv 1707.06347; clip_high
     beyond clip_low is DAPO's clip-higher, arXiv 2503.14476."""
     ratio = log_ratio.exp()
+    if cfg.dual_clip:  # else rho A has no end where A < 0. arXiv 1912.09729; TRL calls it delta
+        ratio = torch.where(adv < 0, ratio.clamp(max=cfg.dual_clip), ratio)
     free = ratio * adv
     clipped = ratio.clamp(1 - cfg.clip_low, 1 + cfg.clip_high) * adv
     return -torch.minimum(free, clipped), clipped < free
@@ -562,32 +639,42 @@ def ppo_clip(log_ratio, adv, cfg, t):
 def lad(log_ratio, adv, cfg, t):
     """e^u f(z), z = rho e^(-u), u = A/eta: pulls the ratio to e^u, where PPO would push it up or
     down without end. Its gradient with respect to log rho is rho f'(z)."""
-    u = (adv / cfg.eta).clamp(-60, 60)   # fp32 ends at e^88; e^60 is all of any group's mass
-    loss = f_divergence(cfg.divergence, log_ratio - u, log_ratio, u)
-    return loss, torch.zeros_like(u, dtype=torch.bool)   # nothing is clipped
+    u = (adv / cfg.eta).clamp(-60, 60)  # fp32 ends at e^88; e^60 is all of any group's mass
+    loss = f_divergence(generator(cfg), log_ratio - u, log_ratio, u)
+    return loss, torch.zeros_like(u, dtype=torch.bool)  # nothing is clipped
+
+
+def generator(cfg):
+    """The name of f. kl and rkl are centred (see f_divergence) where f'(1) (z - 1) is no longer 0
+    in expectation: when a token's weight depends on the length of its response, it is a drift in
+    length, as large as a real gradient."""
+    by_length = cfg.ratio == "token" and cfg.aggregation == "sequence"
+    if cfg.divergence in ("kl", "rkl") and by_length:
+        return f"{cfg.divergence}_c"
+    return cfg.divergence
 
 
 def f_divergence(name, log_z, log_ratio, u):
-    """e^u f(z) of a generator f, from log z = log rho - u: tensors of one shape in and out. z itself
-    is never formed: it overflows long before rho and e^u do."""
+    """e^u f(z) of a generator f, from log z = log rho - u: tensors of one shape in and out. z is
+    never formed: it overflows long before rho and e^u do."""
     rho = log_ratio.exp()
-    e_u = u.exp()                    # e^u z = rho
-    if name == "kl":                 # f(z) = z log z
+    e_u = u.exp()  # e^u z = rho
+    if name == "kl":  # f(z) = z log z
         return rho * log_z
-    if name == "rkl":                # f(z) = -log z
+    if name == "rkl":  # f(z) = -log z
         return -e_u * log_z
-    if name == "jf":                 # f(z) = (z - 1) log z
+    if name == "jf":  # f(z) = (z - 1) log z
         return (rho - e_u) * log_z
-    if name == "js":                 # f(z) = 1/2 [z log z - (z + 1) log((z + 1)/2)]
+    if name == "js":  # f(z) = 1/2 [z log z - (z + 1) log((z + 1)/2)]
         return 0.5 * (rho * (log_z - log_mean(log_z)) - e_u * log_mean(log_z))
-    if name == "hd":                 # f(z) = 1/2 (sqrt z - 1)^2
+    if name == "hd":  # f(z) = 1/2 (sqrt z - 1)^2
         return 0.5 * ((0.5 * log_ratio).exp() - (0.5 * u).exp()) ** 2
-    if name == "tv":                 # f(z) = 1/2 |z - 1|
+    if name == "tv":  # f(z) = 1/2 |z - 1|
         return 0.5 * (rho - e_u).abs()
     # f'(1) (z - 1) is 0 in expectation under pi_old. Without it f'(1) = 0: less variance
-    if name == "kl_c":               # f(z) = z log z - (z - 1)
+    if name == "kl_c":  # f(z) = z log z - (z - 1)
         return rho * (log_z - 1) + e_u
-    if name == "rkl_c":              # f(z) = -log z + (z - 1)
+    if name == "rkl_c":  # f(z) = -log z + (z - 1)
         return rho - e_u * (log_z + 1)
     raise ValueError(f"no generator {name!r}")
 
@@ -621,18 +708,28 @@ def sum_in_sequence(x, seq):
 @dataclass(frozen=True)
 class Objective:
     """A row of OBJECTIVES."""
-    advantage: callable         # (rewards [B,G], cfg, state) -> A [B,G]
+
+    # (rewards [B,G], cfg, state) -> A [B,G]
+    advantage: callable
+    # see above
     loss: callable = ppo_clip
-    needs: tuple = ()           # "ref": log-probs of the reference, and state["drift"] [B,G], which
-    #                             is log pi_old(y|x) - log pi_ref(y|x); "log_z": a learned head
-    local: bool = True          # a token's loss depends on no other token's
-    defaults: dict = dataclasses.field(default_factory=dict)   # of Config, where the method has its own
+    # "ref": log-probs of the reference, and in state["drift"] [B,G] the log pi_old(y|x) -
+    # log pi_ref(y|x) of whole responses. "log_z": a learned head
+    needs: tuple = ()
+    # does a token's loss depend on no other token's? Then its gradient is known with its log-prob
+    local: bool = True
+    # is the loss of a token its whole sequence's?
+    of_sequences: bool = False
+    # does a group of equal rewards move the policy?
+    learns_from_equal: bool = False
+    # of Config, where they belong to the method; presets and flags go first
+    defaults: dict = dataclasses.field(default_factory=dict)
 
 
 OBJECTIVES = {
     "grpo": Objective(grpo),
-    "lad": Objective(grpo, lad),
-    "lad_anchor": Objective(lad_anchor, needs=("ref",)),
+    "lad": Objective(grpo, lad, learns_from_equal=True),  # back to pi_old, after the first update
+    "lad_anchor": Objective(lad_anchor, needs=("ref",), learns_from_equal=True),
     "fade": Objective(fade),
     "power": Objective(power),
     "asym": Objective(asym),
@@ -644,8 +741,9 @@ baselines.add_rows(OBJECTIVES, Objective, grpo, ppo_clip, sum_in_sequence)
 
 
 def advantages(name, rewards, cfg, state):
-    """Advantages [B,G] of the rewards [B,G] of B groups. `state` is new_state()'s, with drift where
-    the objective needs a reference."""
+    """Advantages [B,G] of the rewards [B,G] of B groups. `state` is new_state()'s; with
+    correct [B,G], what the verifier said, where rewards are shaped, and drift [B,G] where the
+    objective needs a reference."""
     return OBJECTIVES[name].advantage(rewards, cfg, state)
 
 
@@ -659,27 +757,35 @@ def policy_loss(name, logp, old_logp, adv, mask, cfg, seq=None, **more):
     """
     if adv.dim() < logp.dim():
         adv = adv.unsqueeze(-1)
+
+    # The likelihood ratio
     mask = mask.to(logp)
     log_ratio = (logp - old_logp) * mask
+    bounded = log_ratio.clamp(-20, 20)  # e^20 is a broken run already; inf would hide which
     if cfg.ratio == "sequence":
+        # 8,192 tokens get there at 0.0024 nats each: bound the value, and keep its pull
         log_ratio = sum_in_sequence(log_ratio, seq)
-    log_ratio = log_ratio.clamp(-20, 20)   # e^20 is a broken run already; inf would hide which
+        bounded = log_ratio + (log_ratio.clamp(-20, 20) - log_ratio).detach()
 
+    # The objective's own loss
     tokens = dict(more, logp=logp, old=old_logp, mask=mask, seq=seq)
-    loss, clipped = OBJECTIVES[name].loss(log_ratio, adv.expand_as(logp), cfg, tokens)
-    info = {"ratio": (log_ratio.exp() * mask).detach(), "clipped": clipped * mask}
+    loss, clipped = OBJECTIVES[name].loss(bounded, adv.expand_as(logp), cfg, tokens)
+    info = {"ratio": (bounded.exp() * mask).detach(), "clipped": clipped * mask}
     return loss * mask, info
 
 
 def token_scale(cfg, length, total_tokens, total_sequences):
-    """The weight of a token's loss in the step's loss, for a sample of this length. The totals are
-    over all ranks and micro-batches of the optimizer step, which is why the gradient does not
-    depend on how the batch is split (but for clip_cov and kl_cov, which look at a micro-batch)."""
-    if cfg.aggregation == "token":      # DAPO, arXiv 2503.14476
+    """The weight of a token's loss in the step's loss, for a sample with `length` trained tokens.
+    The totals are of what is trained, over all ranks and micro-batches of the optimizer step, which
+    is why the gradient does not depend on how the batch is split (but for clip_cov and kl_cov,
+    which look at a micro-batch)."""
+    if cfg.aggregation == "token":  # DAPO, arXiv 2503.14476
         return 1 / max(total_tokens, 1)
-    if cfg.aggregation == "sequence":   # GRPO, arXiv 2402.03300
+    if cfg.aggregation == "sequence":  # GRPO, arXiv 2402.03300
         return 1 / (max(length, 1) * total_sequences)
-    return 1 / (cfg.max_tokens * total_sequences)   # "constant": Dr. GRPO, arXiv 2503.20783
+    # "constant": Dr. GRPO, arXiv 2503.20783: the same whatever is masked, dropped or cut
+    samples = cfg.prompts * cfg.group / cfg.minibatches
+    return 1 / (cfg.max_tokens * samples)
 
 
 def k3(logp, ref_logp):
@@ -692,11 +798,12 @@ def k3(logp, ref_logp):
 def policy_weights(name, adv, cfg):
     """W = -d loss / d log pi at rho = 1, the weight that the first update gives a sample: A for a
     policy gradient, -f'(e^(-A/eta)) for LAD, 2 beta A for FlowRL (a response of one token, at
-    pi = pi_ref and log Z = 0). What gradient masses are made of; adv and W [B,G]."""
-    zeros = torch.zeros_like(adv).unsqueeze(-1)   # responses of one token
-    logp = torch.zeros_like(zeros, requires_grad=True)
-    loss, _ = policy_loss(name, logp, zeros, adv.unsqueeze(-1), torch.ones_like(zeros), cfg,
-                          entropy=zeros, ref=zeros, log_z=zeros)
+    pi = pi_ref and log Z = 0). What gradient masses are made of; adv and W [..]."""
+    adv = adv.unsqueeze(-1)  # [..,1]: responses of one token
+    zeros = torch.zeros_like(adv)
+    logp = torch.zeros_like(adv, requires_grad=True)
+    known = dict(entropy=zeros, ref=zeros, log_z=zeros)
+    loss, _ = policy_loss(name, logp, zeros, adv, torch.ones_like(adv), cfg, **known)
     return -torch.autograd.grad(loss.sum(), logp)[0].squeeze(-1)
 
 
@@ -723,7 +830,7 @@ def logits_to_logp(logits, targets, temperature):
     return logp, entropy, lse
 
 
-def logp_to_dlogits(logits, targets, temperature, lse, entropy, dlogp, dentropy):
+def logp_to_dlogits(logits, targets, temperature, lse, entropy, dlogp, dentropy=None):
     """d logits [C,V] = (dlogp (onehot - p) - dentropy p (log p + entropy)) / temperature."""
     logp = logits / temperature - lse[:, None]
     p = logp.exp()
@@ -743,23 +850,25 @@ class FusedLogprob(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, hidden, weight, targets, temperature, chunk, gradient):
-        ctx.set_materialize_grads(False)   # no entropy gradient, no work for it
+        ctx.set_materialize_grads(False)  # no entropy gradient, no work for it
         ctx.temperature, ctx.chunk, ctx.early = temperature, chunk, gradient is not None
         if ctx.early:
             grads = empty_gradients(hidden, weight)
 
         logps, entropies, lses = [], [], []
-        for part in slices(len(hidden), chunk):
-            logits = matmul_fp32(hidden[part], weight.t())   # [C,V]
+        for start in range(0, len(hidden), chunk):
+            part = slice(start, start + chunk)
+            logits = matmul_fp32(hidden[part], weight.t())  # [C,V]
             logp, entropy, lse = logits_to_logp(logits, targets[part], temperature)
             logps.append(logp)
             entropies.append(entropy)
             lses.append(lse)
             if ctx.early:
-                dlogp = gradient(part, logp, entropy)   # [C]
-                add_gradients(grads, part, logits, hidden, weight, targets, temperature,
-                              lse, entropy, dlogp, None)
-        logp, entropy, lse = torch.cat(logps), torch.cat(entropies), torch.cat(lses)   # [N]
+                dlogp = gradient(part, logp, entropy)  # [C]
+                d = logp_to_dlogits(logits, targets[part], temperature, lse, entropy, dlogp)
+                add_gradients(grads, part, d, hidden, weight)
+                del d  # [C,V]: not to stand beside the next chunk's logits
+        logp, entropy, lse = torch.cat(logps), torch.cat(entropies), torch.cat(lses)  # [N]
 
         if ctx.early:
             ctx.save_for_backward(*grads)
@@ -777,17 +886,16 @@ class FusedLogprob(torch.autograd.Function):
         if dlogp is None:
             dlogp = torch.zeros_like(lse)
         grads = empty_gradients(hidden, weight)
-        for part in slices(len(hidden), ctx.chunk):
-            logits = matmul_fp32(hidden[part], weight.t())   # [C,V], as in the forward
+        for start in range(0, len(hidden), ctx.chunk):
+            part = slice(start, start + ctx.chunk)
+            logits = matmul_fp32(hidden[part], weight.t())  # [C,V], as in the forward
+            known = (targets[part], ctx.temperature, lse[part], entropy[part])  # [C] each
             dentropy_part = None if dentropy is None else dentropy[part]
-            add_gradients(grads, part, logits, hidden, weight, targets, ctx.temperature,
-                          lse[part], entropy[part], dlogp[part], dentropy_part)
+            d = logp_to_dlogits(logits, *known, dlogp[part], dentropy_part)
+            add_gradients(grads, part, d, hidden, weight)
+            del d
         dhidden, dweight = grads
         return dhidden, dweight.to(dhidden.dtype), None, None, None, None
-
-
-def slices(n, chunk):
-    return [slice(start, start + chunk) for start in range(0, n, chunk)]
 
 
 def empty_gradients(hidden, weight):
@@ -796,11 +904,9 @@ def empty_gradients(hidden, weight):
     return torch.empty_like(hidden), torch.zeros_like(weight, dtype=dtype)
 
 
-def add_gradients(grads, part, logits, hidden, weight, targets, temperature,
-                  lse, entropy, dlogp, dentropy):
-    """What the logits [C,V] of one chunk add to both gradients; the last four are of the chunk."""
+def add_gradients(grads, part, dlogits, hidden, weight):
+    """What the logits of one chunk add to both gradients: dlogits [C,V]."""
     dhidden, dweight = grads
-    dlogits = logp_to_dlogits(logits, targets[part], temperature, lse, entropy, dlogp, dentropy)
     dlogits = dlogits.to(hidden.dtype)
     dhidden[part] = dlogits @ weight
     dweight.add_(matmul_fp32(dlogits.t(), hidden[part]))
@@ -864,7 +970,7 @@ def pack(samples, device):
     ids, positions = [], []
     row_of_seq, seq_of_row, seq_ends = [], [], [0]
     targets, predict, seq, prompt_spans = [], [], [], []
-    prompt_start = {}   # prompt -> where it stands in the row
+    prompt_start = {}  # prompt -> where it stands in the row
     for i, s in enumerate(samples):
         P = len(s["prompt"])
         T = len(s["tokens"])
@@ -897,25 +1003,23 @@ def pack(samples, device):
         seq += [i] * T
         prompt_spans.append((prompt_at, prompt_at + P))
 
-    index = partial(torch.tensor, dtype=torch.long)   # an empty list has no type of its own
+    index = partial(torch.tensor, dtype=torch.long)  # an empty list has no type of its own
     batch = {
-        "ids": index([ids]),                                       # [1,N]
-        "positions": index([positions]),                           # [1,N]
-        "cu_seqlens": torch.tensor(seq_ends, dtype=torch.int32),   # [S + 1]
-        "targets": index(targets),                                 # [R]
-        "predict": index(predict),                                 # [R]
-        "seq": index(seq),                                         # [R]
-        "row_of_seq": None,
-        "seq_of_row": None,
+        "ids": index([ids]),  # [1,N]
+        "positions": index([positions]),  # [1,N]
+        "cu_seqlens": torch.tensor(seq_ends, dtype=torch.int32),  # [S + 1]
+        "targets": index(targets),  # [R]
+        "predict": index(predict),  # [R]
+        "seq": index(seq),  # [R]
     }
     # Where no prompt is shared the row is the sequences, and attention need not copy
     if len(prompt_start) < len(samples):
-        batch["row_of_seq"] = index(row_of_seq)                    # [M]
-        batch["seq_of_row"] = index(seq_of_row)                    # [N]
+        batch["row_of_seq"] = index(row_of_seq)  # [M]
+        batch["seq_of_row"] = index(seq_of_row)  # [N]
     batch = to_device(batch, device)
     batch["max_seqlen"] = max(end - begin for begin, end in pairwise(seq_ends))
-    batch["lengths"] = [len(s["tokens"]) for s in samples]         # [S], of the responses
-    batch["prompt_spans"] = prompt_spans                           # [S] pairs, in the row
+    batch["lengths"] = [len(s["tokens"]) for s in samples]  # [S], of the responses
+    batch["prompt_spans"] = prompt_spans  # [S] pairs of places in the row
     return batch
 
 
@@ -923,68 +1027,78 @@ def to_device(tensors, device):
     """A dictionary's tensors, copied without waiting for the copies."""
     if device.type == "cpu":
         return tensors
-    return {key: x if x is None else x.pin_memory().to(device, non_blocking=True)
-            for key, x in tensors.items()}
+    moved = {}
+    for key, x in tensors.items():
+        moved[key] = x.pin_memory().to(device, non_blocking=True)
+    return moved
 
 
-def packed_attention(module, query, key, value, attention_mask=None, scaling=None, dropout=0.0,
-                     sliding_window=None, cu_seqlens=None, max_seqlen=None,
-                     row_of_seq=None, seq_of_row=None, **kwargs):
+def packed_attention(module, query, key, value, attention_mask=None, scaling=None, **more):
     """Causal attention inside each sequence of a row: [1,heads,N,D] -> [1,N,heads,D]. On CUDA it is
-    torch's own flash attention over sequences of any length, without padding."""
-    q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))          # [N,heads,D]
-    if row_of_seq is not None:
-        q, k, v = (x.index_select(0, row_of_seq) for x in (q, k, v))       # [M,heads,D]
+    torch's own flash attention over sequences of any length, without padding. `more` has pack()'s
+    layout of the row and, where the model has one, a sliding_window."""
+    q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))  # [N,heads,D]
+    if "row_of_seq" in more:
+        q, k, v = (x.index_select(0, more["row_of_seq"]) for x in (q, k, v))  # [M,heads,D]
+
+    ends, longest = more["cu_seqlens"], more["max_seqlen"]
+    window = more.get("sliding_window")
     if q.is_cuda:
         from torch.nn.attention.varlen import varlen_attn
-        left = sliding_window - 1 if sliding_window else -1                # -1: no limit
-        out = varlen_attn(q, k, v, cu_seqlens, cu_seqlens, max_seqlen, max_seqlen,
-                          scale=scaling, window_size=(left, 0), enable_gqa=True)
+
+        span = (window - 1 if window else -1, 0)  # to the left, -1: without limit; to the right
+        options = dict(scale=scaling, window_size=span, enable_gqa=True)
+        out = varlen_attn(q, k, v, ends, ends, longest, longest, **options)
     else:
-        out = padded_attention(q, k, v, cu_seqlens, max_seqlen, scaling, sliding_window)
-    if seq_of_row is not None:
-        out = out.index_select(0, seq_of_row)                              # [N,heads,D]
+        out = padded_attention(q, k, v, ends, longest, scaling, window)
+
+    if "seq_of_row" in more:
+        out = out.index_select(0, more["seq_of_row"])  # [N,heads,D]
     return out[None], None
 
 
 def padded_attention(q, k, v, cu_seqlens, max_seqlen, scaling, sliding_window):
     """varlen_attn's twin on the CPU: sequences padded on the right, where causality never looks."""
-    lengths = cu_seqlens.diff()                                            # [S]
-    inside = torch.arange(max_seqlen) < lengths[:, None]                   # [S,L]
-    place = inside.flatten().nonzero()[:, 0]                               # [M]
+    lengths = cu_seqlens.diff()  # [S]
+    inside = torch.arange(max_seqlen) < lengths[:, None]  # [S,L]
+    place = inside.flatten().nonzero()[:, 0]  # [M], in the padded layout
 
     def pad(x):
         padded = x.new_zeros(inside.numel(), *x.shape[1:]).index_copy(0, place, x)
-        return padded.view(*inside.shape, *x.shape[1:]).transpose(1, 2)    # [S,heads,L,D]
+        return padded.view(*inside.shape, *x.shape[1:]).transpose(1, 2)  # [S,heads,L,D]
 
-    mask = None   # causal
+    options = dict(is_causal=True)
     if sliding_window:
-        mask = torch.ones(max_seqlen, max_seqlen, dtype=torch.bool).tril().triu(1 - sliding_window)
-    out = F.scaled_dot_product_attention(pad(q), pad(k), pad(v), mask, is_causal=mask is None,
-                                         scale=scaling, enable_gqa=True)   # [S,heads,L,D]
-    return out.transpose(1, 2).flatten(0, 1).index_select(0, place)        # [M,heads,D]
+        square = torch.ones(max_seqlen, max_seqlen, dtype=torch.bool)
+        options = dict(attn_mask=square.tril().triu(1 - sliding_window))
+    options.update(scale=scaling, enable_gqa=True)
+    out = F.scaled_dot_product_attention(pad(q), pad(k), pad(v), **options)  # [S,heads,L,D]
+    return out.transpose(1, 2).flatten(0, 1).index_select(0, place)  # [M,heads,D]
+
+
+LAYOUT = ("cu_seqlens", "max_seqlen", "row_of_seq", "seq_of_row")  # what attention is told
 
 
 def logprob_forward(model, batch, temperature, chunk, gradient=None):
     """The model's whole forward: packed ids in, (logp, entropy, log_z) [R] of the response tokens
     out; log_z is None without such a head. The heads are in here because FSDP gathers a module's
     weights only inside that module's own forward."""
-    attention = {key: batch[key] for key in ("cu_seqlens", "max_seqlen", "row_of_seq", "seq_of_row")}
-    outputs = model.base_model(input_ids=batch["ids"], position_ids=batch["positions"],
-                               use_cache=False, **attention)
-    hidden = outputs.last_hidden_state[0]   # [N,H]
+    layout = {key: batch[key] for key in LAYOUT if key in batch}
+    inputs = dict(input_ids=batch["ids"], position_ids=batch["positions"], use_cache=False)
+    hidden = model.base_model(**inputs, **layout).last_hidden_state[0]  # [N,H]
 
     # index_select and not hidden[..]: a prompt's end predicts many first tokens, and the backward
-    # of [..] adds their gradients in whatever order the threads come
-    predicting = hidden.index_select(0, batch["predict"])   # [R,H]
+    # of [..] adds up their gradients in whatever order the threads come
+    predicting = hidden.index_select(0, batch["predict"])  # [R,H]
     weight = model.lm_head.weight
     chunk = chunk or largest_chunk(hidden, len(weight))
-    logp, entropy = fused_logprob(predicting, weight, batch["targets"], temperature, chunk, gradient)
+    targets = batch["targets"]
+    logp, entropy = fused_logprob(predicting, weight, targets, temperature, chunk, gradient)
 
     log_z = None
     if hasattr(model, "log_z"):
-        log_z = baselines.log_z_of_prompts(model.log_z, hidden, batch["prompt_spans"])   # [S]
-        log_z = log_z.index_select(0, batch["seq"])                                      # [R]
+        log_z = baselines.log_z_of_prompts(model.log_z, hidden, batch["prompt_spans"])  # [S]
+        log_z = log_z.index_select(0, batch["seq"])  # [R]
     return logp, entropy, log_z
 
 
@@ -1008,15 +1122,17 @@ def build_model(folder, cfg, device, trainable=True):
     AttentionInterface.register("packed", packed_attention)
     config = AutoConfig.from_pretrained(folder)
     for key in ("final_logit_softcapping", "logits_scaling", "logit_scale"):
-        if getattr(config, key, None) not in (None, 1, 1.0):
-            die(f"{folder}: {key} = {getattr(config, key)} scales the logits, which the fused head "
-                "does not do")
+        value = getattr(config, key, None)
+        if value not in (None, 1, 1.0):
+            die(f"{folder}: {key} = {value} scales the logits, which the fused head does not do")
+    architecture = dict(dtype=torch.float32, attn_implementation="packed")
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32,
-                                                 attn_implementation="packed")
+        model = AutoModelForCausalLM.from_config(config, **architecture)
     if not hasattr(model, "lm_head") or model.lm_head.bias is not None:
-        die(f"{folder}: {type(model).__name__} has no plain lm_head; a decoder-only model with a "
-            "linear head is needed")
+        die(
+            f"{folder}: {type(model).__name__} has no plain lm_head; a decoder-only model with a "
+            "linear head is needed"
+        )
     needs_log_z = trainable and "log_z" in OBJECTIVES[cfg.objective].needs
     if needs_log_z:
         with torch.device("meta"):
@@ -1035,7 +1151,7 @@ def build_model(folder, cfg, device, trainable=True):
     # How it is run
     model.requires_grad_(trainable)
     model.train(trainable)
-    for module in model.modules():   # a log-prob is to be the same twice
+    for module in model.modules():  # a log-prob is to be the same twice
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
     if cfg.checkpointing and trainable:
@@ -1046,30 +1162,29 @@ def build_model(folder, cfg, device, trainable=True):
 
 def shard(model, cfg, device):
     """FSDP2, block by block: over all ranks, or in groups of shard_size that hold a copy each."""
-    from torch.distributed.fsdp import (
-        CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard)
+    from torch.distributed import fsdp
 
     size = cfg.shard_size or world()
-    if size == world():
-        mesh = dist.init_device_mesh(device.type, (size,), mesh_dim_names=("shard",))
-    else:
-        mesh = dist.init_device_mesh(device.type, (world() // size, size),
-                                     mesh_dim_names=("replicate", "shard"))
-    precision = MixedPrecisionPolicy()
+    shape, names = (size,), ("shard",)
+    if size < world():
+        shape, names = (world() // size, size), ("replicate", "shard")
+    mesh = dist.init_device_mesh(device.type, shape, mesh_dim_names=names)
+    precision = fsdp.MixedPrecisionPolicy()
     if device.type == "cuda":
-        precision = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
-    offload = OffloadPolicy()
+        compute = dict(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+        precision = fsdp.MixedPrecisionPolicy(**compute)
+    offload = fsdp.OffloadPolicy()
     if cfg.offload:
-        offload = CPUOffloadPolicy(pin_memory=device.type == "cuda")
+        offload = fsdp.CPUOffloadPolicy(pin_memory=device.type == "cuda")
     for module in (*model.base_model.layers, model):
-        fully_shard(module, mesh=mesh, mp_policy=precision, offload_policy=offload)
+        fsdp.fully_shard(module, mesh=mesh, mp_policy=precision, offload_policy=offload)
 
 
 def remake_rotary_buffers(model, config, folder, device):
     """Rotary frequencies are computed, not stored: the meta device has lost them."""
     others = [name for name, _ in model.named_buffers() if "inv_freq" not in name]
     if others:
-        die(f"{folder}: buffers {others} are computed, not stored, and build_model does not know how")
+        die(f"{folder}: buffers {others} are computed, not stored, and nobody here knows how")
     for module in model.modules():
         if hasattr(module, "inv_freq"):
             module._buffers.update(type(module)(config).to(device)._buffers)
@@ -1079,10 +1194,10 @@ def remake_rotary_buffers(model, config, folder, device):
 
 
 def micro_batches(samples, cfg):
-    """Lists of samples of about micro_tokens each, the same number on every rank, since each makes a
-    sharded forward. Neighbours with one prompt stay together, to share it, in units of up to a
-    quarter of micro_tokens."""
-    units = []   # [tokens, samples]
+    """Lists of samples of about micro_tokens each, the same number on every rank, since each makes
+    a sharded forward."""
+    # Neighbours with one prompt stay together, to share it: in units of up to a quarter of a list
+    units = []  # [tokens, samples]
     for s in samples:
         P = len(s["prompt"])
         T = len(s["tokens"])
@@ -1093,24 +1208,23 @@ def micro_batches(samples, cfg):
         else:
             units.append([P + T, [s]])
 
+    # As many lists as the busiest rank needs
     tokens = sum(size for size, _ in units)
     n = max(math.ceil(tokens / cfg.micro_tokens), 1)
     n = int(all_reduce([n], "max")[0])
     bins = [[] for _ in range(n)]
     load = [0] * n
-    for size, part in sorted(units, key=unit_size, reverse=True):   # largest first,
-        i = load.index(min(load))                                   # each into the emptiest bin
+    # The largest unit first, each into the list that is emptiest
+    for size, part in sorted(units, key=itemgetter(0), reverse=True):
+        i = load.index(min(load))
         bins[i] += part
         load[i] += size
 
+    # A token that weighs nothing keeps an idle rank in step
     for part in bins:
-        if not part:   # a token that weighs nothing keeps an idle rank in step
+        if not part:
             part.append(dict(prompt=[0], tokens=[0], behaviour=[0.0], adv=0.0, scale=0.0))
     return bins
-
-
-def unit_size(unit):
-    return unit[0]
 
 
 def needs_old_logprobs(cfg):
@@ -1125,33 +1239,40 @@ def score_samples(model, key, samples, cfg, device):
     for part in micro_batches(samples, cfg):
         batch = pack(part, device)
         logp, *_ = model(batch, cfg.temperature, cfg.head_chunk)
-        for s, x in zip(part, logp.split(batch["lengths"])):
+        for s, x in zip(part, logp.split(batch["lengths"]), strict=True):
             s[key] = x
     if hasattr(model, "reshard"):
-        model.reshard()   # a forward without a backward leaves the root's weights gathered
+        model.reshard()  # a forward without a backward leaves the root's weights gathered
 
 
 def batch_statistics(drawn):
     """Means over the samples of all ranks, dropped groups included. entropy_old is that of a token,
     in nats: the mean of -log pi_old(y_t), unbiased for it, and there already."""
     samples = [s for group in drawn for s in group]
+    scored = scorable(samples)
+    whole = [s for s in samples if not s["lost"]]
     sums = {
         "samples": len(samples),
-        "reward": sum(s["reward"] for s in samples),
-        "solve_rate": sum(s["correct"] > 0.5 for s in samples),
+        "scored": len(scored),
+        "reward": sum(s["reward"] for s in scored),
+        "solve_rate": sum(s["correct"] > 0.5 for s in scored),
         "truncated": sum(s["truncated"] for s in samples),
         "response_tokens": sum(len(s["tokens"]) for s in samples),
         "prompt_tokens": sum(len(s["prompt"]) for s in samples),
-        "surprise": -sum(sum(s["behaviour"]) for s in samples),
-        "failed": sum(s["failed"] != "" for s in samples),
+        "surprise": -sum(sum(s["behaviour"]) for s in whole),
+        "surprising_tokens": sum(len(s["behaviour"]) for s in whole),
+        "failed": sum(bool(s["failed"] or s["lost"]) for s in samples),
         "zero_variance": sum(len(group) for group in drawn if not has_signal(group)),
     }
-    total = dict(zip(sums, all_reduce(list(sums.values()))))
+    total = dict(zip(sums, all_reduce(list(sums.values())), strict=True))
 
     batch = {}
-    for key in ("reward", "solve_rate", "truncated", "response_tokens", "failed", "zero_variance"):
+    for key in ("reward", "solve_rate"):
+        batch[key] = total[key] / max(total["scored"], 1)
+    for key in ("truncated", "response_tokens", "failed", "zero_variance"):
         batch[key] = total[key] / total["samples"]
-    batch["entropy_old"] = total["surprise"] / max(total["response_tokens"], 1)
+    batch["entropy_old"] = total["surprise"] / max(total["surprising_tokens"], 1)
+    batch["samples"] = total["samples"]
     batch["tokens"] = int(total["response_tokens"] + total["prompt_tokens"])
     batch["samples"] = total["samples"]
     return batch
@@ -1159,21 +1280,35 @@ def batch_statistics(drawn):
 
 def set_advantages(groups, cfg, state):
     """Give each sample its advantage; `state` is FADE's, with this batch in it. HACK HERE for what
-    is not a function of a group's rewards; for what is, add a row to OBJECTIVES."""
-    if not groups:   # a rank whose groups were all dropped
-        return
-    rewards = [[s["reward"] for s in group] for group in groups]
-    rewards = torch.tensor(rewards, dtype=torch.float64)   # [B,G]
-    if "ref" in OBJECTIVES[cfg.objective].needs:
-        state = dict(state, drift=reference_drift(groups))
-    adv = advantages(cfg.objective, rewards, cfg, state)   # [B,G]
-    for group, row in zip(groups, adv.tolist()):
-        for s, a in zip(group, row):
-            s["adv"] = a
+    is not a function of a group's rewards; for what is, add a row to OBJECTIVES.
+
+    A sample that could not be scored has none (0), and is in no mean and no deviation of its
+    group's: so groups are taken together that have as many scorable samples, n of G.
+    """
+    by_size = {}
+    for group in groups:
+        for s in group:
+            s["adv"] = 0.0
+        if len(scorable(group)) > 1:
+            by_size.setdefault(len(scorable(group)), []).append(scorable(group))
+
+    for part in by_size.values():
+        rewards = tensor_of("reward", part)  # [B,n]
+        known = dict(state, correct=tensor_of("correct", part))
+        if "ref" in OBJECTIVES[cfg.objective].needs:
+            known["drift"] = reference_drift(part)
+        adv = advantages(cfg.objective, rewards, cfg, known)  # [B,n]
+        for group, row in zip(part, adv.tolist(), strict=True):
+            for s, a in zip(group, row, strict=True):
+                s["adv"] = a
+
+
+def tensor_of(key, groups):
+    return torch.tensor([[s[key] for s in group] for group in groups], dtype=torch.float64)
 
 
 def reference_drift(groups):
-    """log pi_old(y|x) - log pi_ref(y|x) of whole responses [B,G]; 0 of an empty one."""
+    """log pi_old(y|x) - log pi_ref(y|x) of whole responses [B,n]; 0 of an empty one."""
     drift = torch.zeros(len(groups), len(groups[0]), dtype=torch.float64)
     for i, group in enumerate(groups):
         for j, s in enumerate(group):
@@ -1183,27 +1318,45 @@ def reference_drift(groups):
 
 
 def gradient_mass(groups, cfg, samples):
-    """FADE's instrument, of any objective: the summed |W| of successes and of failures, W the weight
-    in the first update, over all the `samples` drawn. All ranks must come here."""
-    adv = torch.tensor([s["adv"] for group in groups for s in group], dtype=torch.float64)
-    right = torch.tensor([s["correct"] > 0.5 for group in groups for s in group], dtype=torch.bool)
+    """FADE's instrument, of any objective: the summed |W| of successes and of failures over all the
+    `samples` drawn, W the weight in the first update. All ranks must come here."""
+    scored = [s for group in groups for s in scorable(group)]
+    adv = torch.tensor([s["adv"] for s in scored], dtype=torch.float64)
+    right = torch.tensor([s["correct"] > 0.5 for s in scored], dtype=torch.bool)
     weight = policy_weights(cfg.objective, adv, cfg).abs()
     success, failure = all_reduce([weight[right].sum().item(), weight[~right].sum().item()])
     return {"mass_success": success / samples, "mass_failure": failure / samples}
 
 
+def is_trained_on(sample, cfg):
+    """Whether a sample is part of the update."""
+    if not sample["tokens"] or sample["lost"] or sample["failed"]:
+        return False
+    return not (sample["truncated"] and cfg.overlong == "mask")
+
+
+def trained_tokens(sample):
+    """How many of a response's tokens are trained on: all, unless the sample has a `mask` [T] of 0
+    and 1. HACK HERE, or rather where samples are described: a mask is all that it takes."""
+    return sum(sample["mask"]) if "mask" in sample else len(sample["tokens"])
+
+
 def loss_inputs(samples, seq, device):
-    """What the loss wants to know of each response token [R]: adv, scale, behaviour, and old and ref
-    where they were computed."""
-    adv = torch.tensor([s["adv"] for s in samples], dtype=torch.float32)       # [S]
-    scale = torch.tensor([s["scale"] for s in samples], dtype=torch.float32)   # [S]
+    """What the loss wants to know of each response token [R]: adv, scale, behaviour, seq, and old
+    and ref where they were computed."""
+    adv = torch.tensor([s["adv"] for s in samples], dtype=torch.float32)  # [S]
+    scale = torch.tensor([s["scale"] for s in samples], dtype=torch.float32)  # [S]
     behaviour = [x for s in samples for x in s["behaviour"]]
-    behaviour = torch.tensor(behaviour, dtype=torch.float32)                   # [R]
+    behaviour = torch.tensor(behaviour, dtype=torch.float32)  # [R]
     t = to_device({"adv": adv, "scale": scale, "behaviour": behaviour}, device)
     t["adv"] = t["adv"].index_select(0, seq)
     t["scale"] = t["scale"].index_select(0, seq)
     t["seq"] = seq
-    for key in ("old", "ref"):   # on the device already
+    if any("mask" in s for s in samples):
+        masks = [s.get("mask", [1] * len(s["tokens"])) for s in samples]
+        mask = torch.tensor([x for mask in masks for x in mask], dtype=torch.float32)  # [R]
+        t["scale"] = t["scale"] * mask.to(device)
+    for key in ("old", "ref"):  # on the device already
         if key in samples[0]:
             t[key] = torch.cat([s[key] for s in samples])
     return t
@@ -1217,11 +1370,12 @@ def scaled_loss(cfg, t, logp, entropy, log_z=None, part=slice(None)):
     """(the step's loss, summed over the response tokens `part`; their STATS after the first).
     t is loss_inputs' of the whole row; logp, entropy and log_z are of the part."""
     t = {key: x[part] for key, x in t.items()}
-    old = t.get("old", logp.detach())   # one update a batch: the old policy is this one
+    old = t.get("old", logp.detach())  # one update a batch: the old policy is this one
     ref = t.get("ref", logp.detach())
     mask = (t["scale"] > 0).float()
-    loss, info = policy_loss(cfg.objective, logp, old, t["adv"], mask, cfg, t["seq"],
-                             entropy=entropy.detach(), ref=ref, log_z=log_z)
+    known = dict(entropy=entropy.detach(), ref=ref, log_z=log_z)
+    adv, seq = t["adv"], t["seq"]
+    loss, info = policy_loss(cfg.objective, logp, old, adv, mask, cfg, seq, **known)
 
     # Truncated importance sampling: vLLM sampled from nearly, but not quite, the trainer's pi_old
     mismatch = old - t["behaviour"]
@@ -1246,9 +1400,9 @@ def accumulate_gradient(model, samples, cfg, device):
     """Backward over this rank's share of one minibatch. Gradients end up summed over micro-batches
     and ranks. Returns {stat: its mean over the tokens of all ranks}."""
     # The denominators, over all ranks
-    lengths = [len(s["tokens"]) for s in samples]
+    lengths = [trained_tokens(s) for s in samples]
     tokens, sequences = all_reduce([sum(lengths), len(lengths)])
-    for s, length in zip(samples, lengths):
+    for s, length in zip(samples, lengths, strict=True):
         s["scale"] = token_scale(cfg, length, tokens, sequences)
 
     sharded = hasattr(model, "set_requires_gradient_sync")
@@ -1256,7 +1410,7 @@ def accumulate_gradient(model, samples, cfg, device):
     stats = []
     for i, part in enumerate(parts):
         is_last = i == len(parts) - 1
-        if sharded:   # gradients stay where they are until the last micro-batch, unless told otherwise
+        if sharded:  # gradients meet after the last micro-batch, unless told otherwise
             model.set_requires_gradient_sync(cfg.reduce_each or cfg.offload or is_last)
         batch = pack(part, device)
         inputs = loss_inputs(part, batch["seq"], device)
@@ -1265,16 +1419,19 @@ def accumulate_gradient(model, samples, cfg, device):
         gradient = None
         if OBJECTIVES[cfg.objective].local and cfg.ratio == "token":
             gradient = partial(early_gradient, cfg, inputs)
-        logp, entropy, log_z = model(batch, cfg.temperature, cfg.head_chunk, gradient)   # [R] each
+        logp, entropy, log_z = model(batch, cfg.temperature, cfg.head_chunk, gradient)  # [R] each
         loss, rest = scaled_loss(cfg, inputs, logp, entropy, log_z)
-        (loss * world()).backward()   # FSDP averages over ranks; the scale holds their sum's denominator
+
+        # FSDP takes the mean over ranks, and the scale holds the denominator of their sum
+        (loss * world()).backward()
         stats.append(torch.stack([loss, *rest]).detach())
 
-    stats = torch.stack(stats)   # [micro-batches, STATS]
+    # For the log: one wait for the device a minibatch
+    stats = torch.stack(stats)  # [micro-batches, STATS]
     sums = all_reduce(stats[:, :-1].sum(0).tolist())
     largest = all_reduce([stats[:, -1].max().item()], "max")
     means = [x / max(tokens, 1) for x in sums[1:]]
-    return dict(zip(STATS, [sums[0], *means, *largest]), tokens=tokens)
+    return dict(zip(STATS, [sums[0], *means, *largest], strict=True), tokens=tokens)
 
 
 def early_gradient(cfg, inputs, part, logp, entropy):
@@ -1287,8 +1444,8 @@ def early_gradient(cfg, inputs, part, logp, entropy):
 
 
 def optimizer_step(model, optimizer, cfg):
-    """Clip and step. A gradient that is not finite, or zero (there was nothing to learn from), steps
-    nowhere. Returns the norm before clipping."""
+    """Clip and step. A gradient that is not finite, or zero (there was nothing to learn from),
+    steps nowhere. Returns the norm before clipping."""
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), cfg.grad_clip)
     if hasattr(norm, "full_tensor"):
         norm = norm.full_tensor()
@@ -1300,7 +1457,7 @@ def optimizer_step(model, optimizer, cfg):
 
 
 def copy_weights(model, reference):
-    for new, p in zip(model.parameters(), reference.parameters()):
+    for new, p in zip(model.parameters(), reference.parameters(), strict=True):
         p.data.copy_(new.data)
 
 
@@ -1317,22 +1474,19 @@ def start_verifier(cfg, row):
     return verifier
 
 
-def refuse_failed_batch(cfg, step, share, drawn):
-    """Better no step than one on rewards that mean nothing."""
-    why = tracking.most_common([s["failed"] for group in drawn for s in group if s["failed"]])
-    die(f"step {step}: {share:.0%} of its samples could not be scored (max_failed = "
-        f"{cfg.max_failed}): {why}; step {step - 1} is saved and nothing was trained on them: mend "
-        f"the verifier or the data, then --resume {cfg.out}")
-
-
 def main(argv):
     # Settings, and everything that is cheap to refuse
-    if "--plan" in argv:   # memory, FLOPs and seconds instead of a run
+    if "--plan" in argv:  # memory, FLOPs and seconds instead of a run
         plan = [str(HERE / "tools/plan.py"), "--script", __file__]
         os.execv(sys.executable, [sys.executable, *plan, *argv])
     cfg = load_config(argv)
     device = join(cfg)
     claim(cfg, HERE)
+    if cfg.zero_variance != "keep" and OBJECTIVES[cfg.objective].learns_from_equal:
+        print0(
+            f"note      {cfg.objective} learns from groups of equal rewards too, which "
+            f"zero_variance = {cfg.zero_variance} leaves out"
+        )
     folder = find_model(cfg)
     found = checkpoint.find(cfg)
     tokenizer = load_tokenizer(folder)
@@ -1349,29 +1503,33 @@ def main(argv):
     if "ref" in OBJECTIVES[cfg.objective].needs or cfg.kl_coef:
         reference = build_model(folder, cfg, device, trainable=False)
     turn_on_compile(cfg, device, model)
-    optimizer = torch.optim.AdamW(model.parameters(), cfg.lr, (0.9, cfg.beta2),
-                                  weight_decay=cfg.weight_decay, fused=True)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), cfg.lr, (0.9, cfg.beta2), weight_decay=cfg.weight_decay, fused=True
+    )
 
     # All that a run is, beside its weights. A checkpoint holds both
     progress = dict(step=0, position=0, state=new_state(), skipped=0)
-    moving = reference if cfg.ref_every else None   # a reference that moves is in checkpoints too
+    moving = reference if cfg.ref_every else None  # a reference that moves is in checkpoints too
     if found:
         progress.update(checkpoint.load(found, model, optimizer, moving))
     state = progress["state"]
     save = partial(checkpoint.save, cfg, model, optimizer, moving)
-    kept = progress["step"]   # the last step that a checkpoint holds
+    kept = progress["step"]  # the last step that a checkpoint holds
     tracking.rewind(cfg, progress["step"])
     tracking.announce(cfg, model, device, progress["step"])
     stopped = tracking.listen_for_signals()
-    over = watch()
+    over = watch()  # over other ranks: who dies or hangs is named by the others
 
+    # How good the model is before it learns anything
     if held_out and progress["step"] == 0:
         with awake(llm, model, device):
             scores = evaluate(llm, cfg, tokenizer, verifier, held_out, 0)
         tracking.log_evaluation(cfg, 0, scores)
-    if stopped():
-        tracking.leave_at_signal(cfg, stopped(), progress["step"], kept)
+    signal = stopped()
+    if signal:
+        tracking.leave_at_signal(cfg, signal, progress["step"], kept)
 
+    barren = 0  # batches in a row of which no optimizer step could be taken
     for step in range(progress["step"] + 1, cfg.steps + 1):
         lap, clock = tracking.stopwatch()
 
@@ -1379,7 +1537,8 @@ def main(argv):
         with awake(llm, model, device):
             lap("sync")
             groups, drawn, position, pending = collect(
-                llm, cfg, tokenizer, verifier, rows, progress["position"], step, lap)
+                llm, cfg, tokenizer, verifier, rows, progress["position"], step, lap
+            )
 
         # Log-probs of these tokens under the policies that stay as they are
         samples = [s for group in groups for s in group if s["tokens"]]
@@ -1397,19 +1556,17 @@ def main(argv):
         if batch["failed"] > cfg.max_failed:
             if progress["step"] > kept:
                 save(progress)
-            refuse_failed_batch(cfg, step, batch["failed"], drawn)
+            tracking.refuse_batch(cfg, step, batch["failed"], drawn)
         update_state(state, batch["solve_rate"], batch["entropy_old"], cfg)
         set_advantages(groups, cfg, state)
         mass = gradient_mass(groups, cfg, batch["samples"])
 
         # The update: `epochs` passes over the batch, `minibatches` optimizer steps in each
-        samples = [s for s in samples if not s["lost"]]
-        if cfg.overlong == "mask":
-            samples = [s for s in samples if not s["truncated"]]
+        samples = [s for s in samples if is_trained_on(s, cfg)]
         lr = cfg.lr * min(1.0, step / max(cfg.warmup, 1))
         optimizer.param_groups[0]["lr"] = lr
         updates = []
-        for epoch in range(cfg.epochs):
+        for _ in range(cfg.epochs):
             for i in range(cfg.minibatches):
                 start = i * len(samples) // cfg.minibatches
                 end = (i + 1) * len(samples) // cfg.minibatches
@@ -1423,18 +1580,24 @@ def main(argv):
         # The rest is diagnostics, evaluation and checkpoints
         progress["step"] = step
         progress["position"] = position
-        progress["skipped"] += sum(not math.isfinite(u["grad_norm"]) for u in updates)
-        alpha, delta = fade_schedule(state, cfg)
-        fade_metrics = dict(fade_alpha=alpha, fade_delta=delta, fade_p=state["p"], fade_h=state["H"])
-        share = tracking.rank_one_share(model.lm_head.weight, optimizer)
-        tracking.log_step(cfg, step, lr, batch, mass, fade_metrics, updates, progress["skipped"],
-                          share, clock, device)
+        skipped = sum(not math.isfinite(u["grad_norm"]) for u in updates)
+        progress["skipped"] += skipped
+        barren = barren + 1 if skipped == len(updates) else 0
+        metrics = dict(
+            batch, lr=lr, skipped=progress["skipped"], **mass, **fade_metrics(state, cfg)
+        )
+        metrics["trained"] = all_reduce([len(samples)])[0] / batch["samples"]
+        metrics["rank_one"] = tracking.rank_one_share(model.lm_head.weight, optimizer)
+        tracking.log_step(cfg, step, metrics, updates, clock, device)
         tracking.log_samples(cfg, step, drawn)
 
         if held_out and is_due(step, cfg.eval_every, cfg.steps):
             with awake(llm, model, device):
                 scores = evaluate(llm, cfg, tokenizer, verifier, held_out, step)
             tracking.log_evaluation(cfg, step, scores, drawn)
+        if barren == MOST_BARREN:
+            save(progress)
+            tracking.refuse_gradients(cfg, step, barren)
         signal = stopped()
         if signal or is_due(step, cfg.checkpoint_every, cfg.steps):
             if save(progress):
@@ -1442,11 +1605,15 @@ def main(argv):
         if signal and step < cfg.steps:
             tracking.leave_at_signal(cfg, signal, step, kept)
 
+    # A folder that others load, a picture, and a quiet end
     dtype = torch.float32 if next(model.parameters()).is_cpu else torch.bfloat16
     checkpoint.export(cfg, named_weights(model, dtype), model.config, tokenizer, folder)
     tracking.report(cfg)
     verifier.close()
     leave(over)
+
+
+MOST_BARREN = 3  # as many are no accident
 
 
 def is_due(step, every, last):
@@ -1456,5 +1623,5 @@ def is_due(step, every, last):
 if __name__ == "__main__":
     try:
         main(sys.argv[1:])
-    except KeyboardInterrupt:   # while starting up; later, tracking.listen_for_signals has it
+    except KeyboardInterrupt:  # while starting up; later, tracking.listen_for_signals has it
         sys.exit(f"{Path(sys.argv[0]).name}: stopped while starting; nothing was trained")

@@ -1,5 +1,6 @@
 """
-Weights on disk: checkpoints that a run goes on from, the export that others load, the model's start.
+Weights on disk: checkpoints that a run goes on from, the export that others load, the model's
+start.
 
 No pickle is read or written: weights and Adam's moments are safetensors files, sharded, which any
 number of ranks can read, each its own slices; the rest of a run's state is JSON.
@@ -60,16 +61,18 @@ def save(cfg, model, optimizer, moving, progress):
             for key in SAME:
                 state[key] = getattr(cfg, key)
             (temporary / "state.json").write_text(json.dumps(state))
-    except (Exception, dcp.api.CheckpointException) as failure:   # a full disk, most likely
+    except (Exception, dcp.api.CheckpointException) as failure:  # a full disk, most likely
         error = first_failure(failure)
     if all_reduce([error is not None], "max")[0]:
         shutil.rmtree(temporary, ignore_errors=True)
         size = sum(p.numel() * p.element_size() for p in tensors.values())
         free = shutil.disk_usage(cfg.out).free
         kept = [path.name for path in listed(cfg)] or "none"
-        print0(f"warning   checkpoint of step {progress['step']} not written: {size / 1e6:,.1f} MB "
-               f"needed, {free / 1e6:,.1f} MB free; {kept} kept, the run continues: make room "
-               f"before the next one ({one_line(error)[-150:]})")
+        print0(
+            f"warning   checkpoint of step {progress['step']} not written: {size / 1e6:,.1f} MB "
+            f"needed, {free / 1e6:,.1f} MB free; {kept} kept, the run continues: make room "
+            f"before the next one ({one_line(error)[-150:]})"
+        )
         return False
 
     if rank() == 0:
@@ -103,8 +106,8 @@ def listed(cfg):
 
 
 def find(cfg):
-    """(path, state) of the newest checkpoint of a run that is to be resumed, else None. One of other
-    settings is refused, and so is one that not all ranks see."""
+    """(path, state) of the newest checkpoint of a run that is to be resumed, else None. One of
+    other settings is refused, and so is one that not all ranks see."""
     path = None
     saved = {}
     if cfg.resume and listed(cfg):
@@ -112,12 +115,16 @@ def find(cfg):
         saved = json.loads((path / "state.json").read_text())
         for key in SAME:
             if saved.get(key, 0) != getattr(cfg, key):
-                die(f"{path} was trained with {key} = {saved.get(key, 0)!r}, this run has "
-                    f"{getattr(cfg, key)!r}: give another --out")
+                die(
+                    f"{path} was trained with {key} = {saved.get(key, 0)!r}, this run has "
+                    f"{getattr(cfg, key)!r}: give another --out"
+                )
     step = saved.get("step", 0)
     if all_reduce([step], "max") != [step]:
-        die(f"rank {rank()} does not see the newest checkpoint of {cfg.out}: it must be on a disk "
-            "that all nodes share")
+        die(
+            f"rank {rank()} does not see the newest checkpoint of {cfg.out}: it must be on a disk "
+            "that all nodes share"
+        )
     return (path, saved) if path else None
 
 
@@ -131,17 +138,19 @@ def load(found, model, optimizer, moving):
     if saved["updates"]:
         for p in model.parameters():
             step = torch.tensor(float(saved["updates"]), device=p.device)
-            optimizer.state[p] = dict(step=step, exp_avg=torch.zeros_like(p),
-                                      exp_avg_sq=torch.zeros_like(p))
-    dcp.load(tensors_of(model, optimizer, moving),
-             storage_reader=HuggingFaceStorageReader(str(path)))
-    keys = ("step", "position", "state", "skipped")   # the last is not in the oldest checkpoints
+            optimizer.state[p] = dict(
+                step=step, exp_avg=torch.zeros_like(p), exp_avg_sq=torch.zeros_like(p)
+            )
+    dcp.load(
+        tensors_of(model, optimizer, moving), storage_reader=HuggingFaceStorageReader(str(path))
+    )
+    keys = ("step", "position", "state", "skipped")  # the last is not in the oldest checkpoints
     return {key: saved[key] for key in keys if key in saved}
 
 
 def load_model(model, folder):
-    """Read the weights of a Hugging Face folder into a model in place, each rank its own slices. Tied
-    weights appear once, as in the files; the head of log Z is in none."""
+    """Read the weights of a Hugging Face folder into a model in place, each rank its own slices.
+    Tied weights appear once, as in the files; the head of log Z is in none."""
     import torch.distributed.checkpoint as dcp
     from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
 
@@ -157,7 +166,7 @@ def export(cfg, weights, config, tokenizer, folder):
     """Write out/hf, a save_pretrained folder that transformers, vLLM and eval.py load. weights: the
     whole tensors with their names, one at a time; folder: that of the starting model."""
     whole = {}
-    for name, weight in weights:   # gathered on all ranks, kept on the first
+    for name, weight in weights:  # gathered on all ranks, kept on the first
         if rank() == 0:
             whole[name] = weight.cpu()
     if rank() == 0:
@@ -166,9 +175,11 @@ def export(cfg, weights, config, tokenizer, folder):
         except Exception as error:
             size = sum(w.numel() * w.element_size() for w in whole.values())
             free = shutil.disk_usage(cfg.out).free
-            die(f"{cfg.out}/hf not written: {one_line(error)}; {size / 1e6:,.1f} MB needed, "
+            die(
+                f"{cfg.out}/hf not written: {one_line(error)}; {size / 1e6:,.1f} MB needed, "
                 f"{free / 1e6:,.1f} MB free; the checkpoints are whole: make room, then --resume "
-                f"{cfg.out}")
+                f"{cfg.out}"
+            )
     dist.barrier()
 
 

@@ -1,7 +1,7 @@
 """
-Models and rows, from local files or the Hugging Face hub: to the folder of a model, and to token ids
-with a verifiable truth. Whatever is wrong with a file or a row ends the run in one line (exit code 2)
-that says which row and what it has.
+Models and rows, from local files or the Hugging Face hub: to the folder of a model, and to token
+ids with a verifiable truth. Whatever is wrong with a file or a row ends the run in one line (exit
+code 2) that says which row and what it has.
 """
 
 import json
@@ -22,7 +22,7 @@ def find_model(cfg):
     """Folder of the starting model. Of a hub name the first rank of each machine downloads it; the
     offline default, 'tiny', is made here, and so are its rows."""
     if "tiny" in (cfg.model, cfg.data, cfg.eval_data):
-        from harness import tiny   # whose lock lets the first rank of a machine make it
+        from harness import tiny  # whose lock lets the first rank of a machine make it
 
         for key, part in (("model", "model"), ("data", "train"), ("eval_data", "test")):
             if getattr(cfg, key) == "tiny":
@@ -37,8 +37,8 @@ def download(model):
     from huggingface_hub import snapshot_download
 
     name, _, revision = model.partition("@")
-    # One list of files for who downloads and for who looks up what is there: the hub's client counts
-    # a file that nobody asked for as missing
+    # One list of files for who downloads and for who looks up what is there: the hub's client
+    # counts a file that nobody asked for as missing
     fetch = partial(
         snapshot_download,
         name,
@@ -51,7 +51,7 @@ def download(model):
     if int(os.environ["LOCAL_RANK"]) == 0:
         try:
             fetch()
-        except Exception as error:   # of a dozen types, all with a message worth passing on
+        except Exception as error:  # of a dozen types, all with a message worth passing on
             message = f"model = {model!r}: no such folder, and the hub says: {one_line(error)}"
     leave_together(message)
     return fetch(local_files_only=True)
@@ -77,7 +77,7 @@ def read_rows(source, name, split):
     try:
         if source.endswith(".json"):
             return json.loads(Path(source).read_text())
-        if source.endswith(".jsonl"):   # lines become one list, so that an error names its line
+        if source.endswith(".jsonl"):  # lines become one list, so that an error names its line
             lines = Path(source).read_text().strip().replace("\n", ",\n")
             return json.loads(f"[{lines}]")
         import datasets
@@ -86,11 +86,14 @@ def read_rows(source, name, split):
             return datasets.load_dataset("parquet", data_files=source, split="train")
         repository, _, revision = source.partition("@")
         # rows are read as they are asked for
-        return datasets.load_dataset(repository, name or None, split=split,
-                                     revision=revision or None)
+        return datasets.load_dataset(
+            repository, name or None, split=split, revision=revision or None
+        )
     except Exception as error:
-        die(f"cannot read {source!r}: {one_line(error)}; give the path of a .json, .jsonl or "
-            ".parquet file, or a hub name that can be reached")
+        die(
+            f"cannot read {source!r}: {one_line(error)}; give the path of a .json, .jsonl or "
+            ".parquet file, or a hub name that can be reached"
+        )
 
 
 def field(row, path, where):
@@ -100,14 +103,17 @@ def field(row, path, where):
         try:
             value = value[key]
         except (KeyError, TypeError, IndexError):
-            die(f"{where}: no field {path!r}, which truth or eval_truth names; it has "
-                f"{', '.join(row)}")
+            die(
+                f"{where}: no field {path!r}, which truth or eval_truth names; it has "
+                f"{', '.join(row)}"
+            )
     return value
 
 
 def load_data(cfg, tokenizer, evaluation=False):
-    """Rows {prompt_ids, prompt, truth} of the training or the held-out data. Duplicate and over-long
-    prompts are dropped and counted; a row that lacks a field ends the run with its number."""
+    """Rows {prompt_ids, prompt, truth} of the training or the held-out data. Duplicate and
+    over-long prompts are dropped and counted; a row that lacks a field ends the run with its
+    number."""
     source, name, split = cfg.data, cfg.data_name, cfg.data_split
     template, truth_path = cfg.prompt, cfg.truth
     if evaluation:
@@ -132,7 +138,9 @@ def load_data(cfg, tokenizer, evaluation=False):
         seen.add(text)
         truth = truth_of(row, truth_path, cfg, where)
         if cfg.chat:
-            text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+            text = tokenizer.apply_chat_template(
+                messages, add_generation_prompt=True, tokenize=False
+            )
         # a chat template writes its own <bos>
         ids = tokenizer(text, add_special_tokens=not cfg.chat)["input_ids"]
         if len(ids) > cfg.max_prompt_tokens:
@@ -143,9 +151,11 @@ def load_data(cfg, tokenizer, evaluation=False):
     few = ""
     if len(rows) < cfg.prompts and not evaluation:
         few = f"; fewer than prompts = {cfg.prompts}: rows repeat in a batch"
-    print0(f"{'held-out' if evaluation else 'training':9} {source}: {len(rows)} rows "
-           f"({len(raw) - len(seen)} duplicates and {too_long} prompts over {cfg.max_prompt_tokens} "
-           f"tokens dropped){few}")
+    print0(
+        f"{'held-out' if evaluation else 'training':9} {source}: {len(rows)} rows "
+        f"({len(raw) - len(seen)} duplicates and {too_long} prompts over {cfg.max_prompt_tokens} "
+        f"tokens dropped){few}"
+    )
     if not rows:
         die(f"{source}: no row is left; raise max_prompt_tokens = {cfg.max_prompt_tokens}")
     if evaluation and cfg.eval_prompts:
@@ -155,7 +165,9 @@ def load_data(cfg, tokenizer, evaluation=False):
 
 def is_chat(value):
     """Whether a field is a list of chat messages."""
-    return isinstance(value, list) and value and isinstance(value[0], dict) and "content" in value[0]
+    return (
+        isinstance(value, list) and value and isinstance(value[0], dict) and "content" in value[0]
+    )
 
 
 def fill_template(row, template, system, where):
@@ -164,15 +176,19 @@ def fill_template(row, template, system, where):
     chats = {key: value for key, value in row.items() if is_chat(value)}
     try:
         text = template.format(**row | {key: chat[-1]["content"] for key, chat in chats.items()})
-        text.encode()   # half a surrogate pair, which JSON can hold, is no text
+        text.encode()  # half a surrogate pair, which JSON can hold, is no text
     except (LookupError, ValueError, AttributeError, TypeError) as error:
-        die(f"{where}: the prompt template {template[:60]!r} does not fit: {type(error).__name__} "
+        die(
+            f"{where}: the prompt template {template[:60]!r} does not fit: {type(error).__name__} "
             f"{error}; the row has {', '.join(row)} (write a brace that is not a field twice: "
-            "{{ }})")
+            "{{ }})"
+        )
     is_null = any(row[key] is None and f"{{{key}}}" in template for key in row)
     if not text.strip() or is_null:
-        die(f"{where}: its prompt is empty or a field in it is null: {text[:60]!r}; leave such rows "
-            "out")
+        die(
+            f"{where}: its prompt is empty or a field in it is null: {text[:60]!r}; leave such "
+            "rows out"
+        )
 
     messages = chats.get(template[1:-1])
     if not messages:
@@ -205,7 +221,7 @@ def draw(rows, position, n, seed):
     """n rows from `position` on, in an order shuffled anew for every pass: a resumed run draws what
     it would have drawn."""
     drawn = []
-    order, shuffled = None, None   # the pass, and its order
+    order, shuffled = None, None  # the pass, and its order
     for p in range(position, position + n):
         epoch, place = divmod(p, len(rows))
         if epoch != shuffled:

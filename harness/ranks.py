@@ -1,10 +1,10 @@
 """
 Who else is there.
 
-Ranks meet (join), add up numbers (all_reduce), leave together when one of them has an error, and look
-after one another: when one dies or hangs, the others say which it was and leave, instead of waiting
-in a collective for hours (watch). And a run holds its folder (hold): a second one that would write
-there is told who does.
+Ranks meet (join), add up numbers (all_reduce), leave together when one of them has an error, and
+look after one another: when one dies or hangs, the others say which it was and leave, instead of
+waiting in a collective for hours (watch). And a run holds its folder (hold): a second one that
+would write there is told who does.
 """
 
 import atexit
@@ -60,25 +60,31 @@ def join(cfg):
     """
     cuda = torch.cuda.is_available() and cfg.device != "cpu"
     if cfg.device == "cuda" and not cuda:
-        die(f"preset {cfg.config!r} ({cfg.model}) needs CUDA GPUs and this machine has none; "
-            "without one, try --config tiny")
+        die(
+            f"preset {cfg.config!r} ({cfg.model}) needs CUDA GPUs and this machine has none; "
+            "without one, try --config tiny"
+        )
     options = {}
-    if "RANK" not in os.environ:   # a store in memory opens no port; gloo does, but on loopback
+    if "RANK" not in os.environ:  # a store in memory opens no port; gloo does, but on loopback
         options = dict(store=dist.HashStore(), rank=0, world_size=1)
         os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", GLOO_SOCKET_IFNAME="lo")
     local_rank = int(os.environ["LOCAL_RANK"])
     if cuda:
         torch.cuda.set_device(local_rank)
     backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
-    patience = datetime.timedelta(hours=6)   # a download takes long
+    patience = datetime.timedelta(hours=6)  # a download takes long
     dist.init_process_group(backend, timeout=patience, **options)
 
     if cfg.prompts % (world() * cfg.minibatches):
-        die(f"prompts = {cfg.prompts} does not divide by {world()} ranks x {cfg.minibatches} "
-            "minibatches")
+        die(
+            f"prompts = {cfg.prompts} does not divide by {world()} ranks x {cfg.minibatches} "
+            "minibatches"
+        )
     if world() % cfg.tensor_parallel or world() % (cfg.shard_size or 1):
-        die(f"{world()} ranks do not divide by tensor_parallel = {cfg.tensor_parallel} or by "
-            f"shard_size = {cfg.shard_size}")
+        die(
+            f"{world()} ranks do not divide by tensor_parallel = {cfg.tensor_parallel} or by "
+            f"shard_size = {cfg.shard_size}"
+        )
     be_quiet()
     return torch.device("cuda", local_rank) if cuda else torch.device("cpu")
 
@@ -89,7 +95,7 @@ def be_quiet():
 
     hf_logging.set_verbosity_error()
     hf_logging.disable_progress_bar()
-    logging.getLogger("torch._library.triton").setLevel(logging.ERROR)   # says a CPU has no Triton
+    logging.getLogger("torch._library.triton").setLevel(logging.ERROR)  # says a CPU has no Triton
 
 
 def leave_together(message):
@@ -102,8 +108,8 @@ def leave_together(message):
 
 # ==== 2. Ranks that look after one another ======================================================
 
-LIMIT = 40      # seconds without a word from a rank
-PATIENT = [0]   # how many functions that may be silent for long are running: then it is ten minutes
+LIMIT = 40  # seconds without a word from a rank
+PATIENT = [0]  # how many functions that may be silent for long are running: then it is ten minutes
 
 
 def patiently(function):
@@ -134,8 +140,12 @@ def watch():
     me = rank()
     neighbour = (me + 1) % world()
     patience = LIMIT
-    store = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]),
-                          is_master=False, timeout=datetime.timedelta(seconds=patience))
+    store = dist.TCPStore(
+        os.environ["MASTER_ADDR"],
+        int(os.environ["MASTER_PORT"]),
+        is_master=False,
+        timeout=datetime.timedelta(seconds=patience),
+    )
     over = threading.Event()
 
     def beat():
@@ -151,7 +161,9 @@ def watch():
                     heard = now
                     since = time.time()
                 elif silence > (600 if PATIENT[0] else patience):
-                    store.set("lad lost", f"rank {neighbour} has not been heard of for {silence:.0f} s")
+                    store.set(
+                        "lad lost", f"rank {neighbour} has not been heard of for {silence:.0f} s"
+                    )
                 if store.check(["lad lost"]):
                     lost = store.get("lad lost").decode()
             except RuntimeError:
@@ -159,11 +171,15 @@ def watch():
                 if heard is None:
                     lost = f"rank {neighbour} was never heard of"
             if lost and not over.is_set():
-                print(f"{program()}: error: {lost}: rank {me} leaves; --resume goes on from the "
-                      "last checkpoint", file=sys.stderr, flush=True)
+                print(
+                    f"{program()}: error: {lost}: rank {me} leaves; --resume goes on from the "
+                    "last checkpoint",
+                    file=sys.stderr,
+                    flush=True,
+                )
                 os._exit(1)
 
-    def wait_for_verdict(*error):   # gloo tells of a broken connection at once, but not whose
+    def wait_for_verdict(*error):  # gloo tells of a broken connection at once, but not whose
         sys.__excepthook__(*error)
         if "gloo" in str(error[1]):
             over.wait(2 * patience)
@@ -179,12 +195,12 @@ def leave(over):
     dist.barrier()
     if over is not None:
         over.set()
-    dist.barrier()   # vLLM takes the process group down as it leaves
+    dist.barrier()  # vLLM takes the process group down as it leaves
 
 
 # ==== 3. A run's folder belongs to one run ======================================================
 
-BEAT = 5   # seconds between two signs of life in a run's folder
+BEAT = 5  # seconds between two signs of life in a run's folder
 HELD = []  # open files, for as long as this process lives
 
 
@@ -193,18 +209,20 @@ def claim(cfg, here):
     line. `here`: the folder of the program, which is no run's."""
     message = ""
     if rank() == 0:
-        out = Path(cfg.out).resolve()   # of a symbolic link, where it points
+        out = Path(cfg.out).resolve()  # of a symbolic link, where it points
         ours = {place for path in (here, Path.cwd()) for place in (path, *path.parents)}
         if out in ours:
-            message = (f"out = {cfg.out!r} holds the program, or the folder that you are in: give a "
-                       f"run a folder of its own, as runs/{out.name or 'mine'}")
+            message = (
+                f"out = {cfg.out!r} holds the program, or the folder that you are in: give a "
+                f"run a folder of its own, as runs/{out.name or 'mine'}"
+            )
         else:
             message = try_to_hold(cfg, out)
     leave_together(message)
 
 
 def try_to_hold(cfg, out):
-    """"" once the folder is held, else what is in the way."""
+    """ "" once the folder is held, else what is in the way."""
     try:
         hold(out)
     except BlockingIOError as error:
@@ -229,17 +247,21 @@ def hold(folder):
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise BlockingIOError(f"{who_holds(folder)} is at work in {folder}") from None
-        except OSError:   # a disk without locks: signs of life have to do
+        except OSError:  # a disk without locks: signs of life have to do
             pass
         if is_same_file(lock, folder / "lock"):
             break
-        lock.close()   # another run has moved the folder away since it was opened
+        lock.close()  # another run has moved the folder away since it was opened
 
-    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()   # no other machine has it
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()  # no other machine has it
     if holder(folder).get("boot", boot) != boot and is_touched(folder / "lock"):
         raise BlockingIOError(f"{who_holds(folder)} is at work in {folder}")
-    mine = dict(host=socket.gethostname(), boot=boot, pid=os.getpid(),
-                since=time.strftime("%Y-%m-%d %H:%M:%S"))
+    mine = dict(
+        host=socket.gethostname(),
+        boot=boot,
+        pid=os.getpid(),
+        since=time.strftime("%Y-%m-%d %H:%M:%S"),
+    )
     lock.truncate(0)
     lock.write(json.dumps(mine))
     lock.flush()
@@ -249,14 +271,14 @@ def hold(folder):
 
     def beat():
         while not over.wait(BEAT):
-            with contextlib.suppress(OSError):   # a disk that hangs or is full for a moment
+            with contextlib.suppress(OSError):  # a disk that hangs or is full for a moment
                 os.utime(lock.fileno())
 
     def let_go():
         over.set()
         with contextlib.suppress(OSError):
             (folder / "lock").unlink(missing_ok=True)
-            folder.rmdir()   # nothing was written: not even the folder is left
+            folder.rmdir()  # nothing was written: not even the folder is left
 
     threading.Thread(target=beat, daemon=True).start()
     atexit.register(let_go)

@@ -53,8 +53,8 @@ def to_toml(values):
 
 
 def knob(default, help, low=None, high=None, of=""):
-    """A setting: its default, its help (units included), its closed range, or the names it may take,
-    separated by spaces."""
+    """A setting: its default, its help (units included), its closed range, or the names it may
+    take, separated by spaces."""
     metadata = dict(help=help, low=low, high=high, choices=tuple(of.split()))
     return dataclasses.field(default=default, metadata=metadata)
 
@@ -111,7 +111,7 @@ def parsed(text, kind):
 
 
 def check_range(key, value, where, low, high):
-    fits = abs(value) < 1e15   # inf and nan do not
+    fits = abs(value) < 1e15  # inf and nan do not
     fits = fits and (low is None or value >= low) and (high is None or value <= high)
     if not fits:
         bounds = ["a number"]
@@ -129,7 +129,7 @@ def read_preset(name, knobs, objectives):
     """{key: value} of a table of configs.toml, or of the .toml file that `name` is the path of."""
     path = Path(name) if name.endswith(".toml") else PRESETS
     try:
-        text = path.read_text(encoding="utf-8-sig")   # some editors begin a file with a mark
+        text = path.read_text(encoding="utf-8-sig")  # some editors begin a file with a mark
         table = tomllib.loads(text)
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ValueError(f"{path}: {error}") from None
@@ -199,8 +199,9 @@ def read_settings(argv, knobs, objectives, help):
     name = flags.pop("config", "default")
     resume = flags.pop("resume", None)
     if resume == "" and name == "default" and "out" not in flags:
-        raise ValueError("--resume needs the folder of the run, or the flags that it was started "
-                         "with")
+        raise ValueError(
+            "--resume needs the folder of the run, or the flags that it was started with"
+        )
     if resume:
         flags.setdefault("out", resume)
         name = str(Path(resume) / "config.toml")

@@ -1,9 +1,10 @@
 """
 What a run leaves behind for people: its folder, its logs, its progress lines, and how it ends.
 
-A run's folder holds config.toml (resolved), source/ (the files as run), metrics.jsonl (an object for
-each step and each evaluation), samples.jsonl (prompts, responses, rewards), plot.png, checkpoints/
-and hf/. Lines are appended and flushed at each step; a disk too full for a line ends the run.
+A run's folder holds config.toml (resolved), source/ (the files as run), metrics.jsonl (an object
+for each step and each evaluation), samples.jsonl (prompts, responses, rewards), plot.png,
+checkpoints/ and hf/. Lines are appended and flushed at each step; a disk too full for a line ends
+the run.
 """
 
 import contextlib
@@ -48,17 +49,20 @@ def move_aside(out):
     """Rename the folder, and hold the new one of its name."""
     aside = out.with_name(f"{out.name}.{time.strftime('%Y%m%d-%H%M%S')}")
     try:
-        out.rename(aside)   # its lock goes along
+        out.rename(aside)  # its lock goes along
         (aside / "lock").unlink()
         hold(out)
     except OSError as error:
-        die(f"{out} holds a run that cannot be moved aside: {one_line(error)}; --resume it, or give "
-            "another --out")
+        die(
+            f"{out} holds a run that cannot be moved aside: {one_line(error)}; --resume it, or "
+            "give another --out"
+        )
     return aside
 
 
 def copy_source(script, folder):
-    """The files that the run is made of: the script, what it imports from beside it, the presets."""
+    """The files that the run is made of: the script, what it imports from beside it, the
+    presets."""
     here = script.parent
     files = {script, here / "configs.toml"}
     for module in list(sys.modules.values()):
@@ -104,9 +108,11 @@ def append(cfg, name, **fields):
             file.write(line)
     except OSError as error:
         steps = [int(path.name[5:]) for path in checkpoint.listed(cfg)]
-        die(f"{error}: {len(line):,} bytes of {name} needed, {shutil.disk_usage(cfg.out).free:,} "
+        die(
+            f"{error}: {len(line):,} bytes of {name} needed, {shutil.disk_usage(cfg.out).free:,} "
             f"free; the run stops, whole up to step {max(steps, default=0)}: make room, then "
-            f"--resume {cfg.out}")
+            f"--resume {cfg.out}"
+        )
 
 
 # ==== 2. Time and signals =======================================================================
@@ -134,7 +140,7 @@ def listen_for_signals():
     Returns a function, for all ranks to call: the number of the first signal that came to any of
     them, 0 if none did.
     """
-    came = []   # (number, when)
+    came = []  # (number, when)
 
     def on_signal(number, frame):
         soon = 0.2 if number == signal.SIGINT else 3
@@ -155,8 +161,10 @@ def listen_for_signals():
 def leave_at_signal(cfg, number, step, kept):
     """Exit with 128 + the signal's number, and say how to go on. kept: the last step saved."""
     saved = f", saved up to step {kept}" if kept < step else ""
-    print0(f"run       stopped by a signal after step {step}{saved}; go on with: "
-           f"python {sys.argv[0]} --resume {cfg.out}")
+    print0(
+        f"run       stopped by a signal after step {step}{saved}; go on with: "
+        f"python {sys.argv[0]} --resume {cfg.out}"
+    )
     raise SystemExit(128 + number)
 
 
@@ -165,50 +173,48 @@ def leave_at_signal(cfg, number, step, kept):
 
 def announce(cfg, model, device, step):
     parameters = sum(p.numel() for p in model.parameters())
-    print0(f"run       {cfg.out}: {cfg.objective}, {parameters:,} parameters, {world()} x "
-           f"{device.type}, {step} of {cfg.steps} steps done")
+    print0(
+        f"run       {cfg.out}: {cfg.objective}, {parameters:,} parameters, {world()} x "
+        f"{device.type}, {step} of {cfg.steps} steps done"
+    )
 
 
-def log_step(cfg, step, lr, batch, mass, fade, updates, skipped, rank_one, clock, device):
-    """A line of metrics.jsonl and a line on the screen. updates: the stats of each optimizer step."""
+def log_step(cfg, step, metrics, updates, clock, device):
+    """A line of metrics.jsonl and a line on the screen. updates: the stats of each optimizer
+    step."""
     bad = [u for u in updates if not math.isfinite(u["grad_norm"])]
     if bad:
-        print0(f"warning   step {step}: {len(bad)} of {len(updates)} optimizer steps skipped, their "
-               f"gradient was not finite ({skipped} so far)")
+        print0(
+            f"warning   step {step}: {len(bad)} of {len(updates)} optimizer steps skipped, their "
+            f"gradient was not finite ({metrics['skipped']} so far)"
+        )
     seconds = time.time() - clock.pop("began")
     metrics = dict(
         step=step,
         objective=cfg.objective,
-        lr=lr,
-        reward=batch["reward"],
-        solve_rate=batch["solve_rate"],
-        truncated=batch["truncated"],
-        response_tokens=batch["response_tokens"],
-        failed=batch["failed"],
-        zero_variance=batch["zero_variance"],
-        **mass,
-        **fade,
-        tokens=batch["tokens"],
+        **metrics,
         **summary(updates),
-        skipped=skipped,
-        rank_one=rank_one,
         seconds=seconds,
         **clock,
-        tokens_per_second=batch["tokens"] / seconds,
+        tokens_per_second=metrics["tokens"] / seconds,
         memory_gb=memory_gb(device),
     )
     append(cfg, "metrics.jsonl", **metrics)
-    print0("step {step:5d}/{steps}  reward {reward:6.3f}  entropy {entropy:5.3f}  "
-           "|g| {grad_norm:7.3f}  length {response_tokens:6.1f}  vllm-kl {rollout_kl:.1e}  "
-           "{seconds:6.2f} s (gen {seconds_rollout:.2f}, train {seconds_train:.2f})  "
-           "{tokens_per_second:7,.0f} tok/s  eta {left:.1f} min".format(
-               **metrics, steps=cfg.steps, left=(cfg.steps - step) * seconds / 60))
+    print0(PROGRESS.format(**metrics, steps=cfg.steps, left=(cfg.steps - step) * seconds / 60))
+
+
+PROGRESS = (
+    "step {step:5d}/{steps}  reward {reward:6.3f}  entropy {entropy:5.3f}  |g| {grad_norm:7.3f}  "
+    "length {response_tokens:6.1f}  vllm-kl {rollout_kl:.1e}  {seconds:6.2f} s "
+    "(gen {seconds_rollout:.2f}, train {seconds_train:.2f})  {tokens_per_second:7,.0f} tok/s  "
+    "eta {left:.1f} min"
+)
 
 
 def summary(updates):
-    """Means over the optimizer steps of a batch, and the largest ratio; 0 if there was none. Left out
-    are steps without a token (all of their groups were dropped) and those that were skipped since
-    their gradient was not finite: their NaN would be the log's."""
+    """Means over the optimizer steps of a batch, and the largest ratio; 0 if there was none. Left
+    out are steps without a token (all of their groups were dropped) and those that were skipped
+    since their gradient was not finite: their NaN would be the log's."""
     counted = [u for u in updates if u["tokens"] and math.isfinite(u["grad_norm"])]
     found = {}
     for key in ("loss", "entropy", "clipped", "tis_mean", "rollout_kl", "kl", "grad_norm"):
@@ -231,8 +237,15 @@ def shown(drawn):
 
 def log_samples(cfg, step, drawn):
     for s in shown(drawn):
-        append(cfg, "samples.jsonl", step=step, prompt=s["row"]["prompt"], response=s["text"],
-               truth=s["row"]["truth"], reward=s["reward"])
+        append(
+            cfg,
+            "samples.jsonl",
+            step=step,
+            prompt=s["row"]["prompt"],
+            response=s["text"],
+            truth=s["row"]["truth"],
+            reward=s["reward"],
+        )
 
 
 def log_evaluation(cfg, step, scores, drawn=()):
@@ -244,9 +257,29 @@ def log_evaluation(cfg, step, scores, drawn=()):
         print0(f"  trained on  {prompt!r} -> {s['text'][:80]!r}  reward {s['reward']:g}")
 
 
-def most_common(reasons):
-    """"3 x this, 1 x that": the three most frequent."""
-    return ", ".join(f"{n} x {reason}" for reason, n in Counter(reasons).most_common(3))
+def refuse_batch(cfg, step, share, drawn):
+    """Better no step than one on rewards that mean nothing. Exits with code 2."""
+    reasons = Counter()
+    for s in (s for group in drawn for s in group):
+        if s["lost"]:
+            reasons["log-prob not finite"] += 1
+        elif s["failed"]:
+            reasons[s["failed"]] += 1
+    why = ", ".join(f"{n} x {reason}" for reason, n in reasons.most_common(3))
+    die(
+        f"step {step}: {share:.0%} of its samples could not be scored (max_failed = "
+        f"{cfg.max_failed}): {why}; step {step - 1} is saved and nothing was trained on them: mend "
+        f"the verifier or the data, then --resume {cfg.out}"
+    )
+
+
+def refuse_gradients(cfg, step, batches):
+    """A run that takes no step learns nothing. Exits with code 2."""
+    die(
+        f"step {step}: not one optimizer step of the last {batches} batches was taken, their "
+        f"gradients are not finite; the weights are those of step {step - batches}, and saved: look "
+        f"at ratio_max and rollout_kl in metrics.jsonl, or take a smaller lr = {cfg.lr}"
+    )
 
 
 def report(cfg):
@@ -275,7 +308,7 @@ def rank_one_share(weight, optimizer):
     if hasattr(mean, "to_local"):
         mean = mean.to_local()
         square = square.to_local()
-    update = mean / (square.sqrt() + 1e-8)   # [V/ranks, H]
+    update = mean / (square.sqrt() + 1e-8)  # [V/ranks, H]
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(weight.shape[1], generator=generator).to(update)
     for _ in range(8):

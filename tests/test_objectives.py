@@ -25,33 +25,36 @@ def cfg(**changes):
     return dataclasses.replace(CFG, **changes)
 
 
-def plain_advantages(name, r, c, alpha=None, delta=None, drift=None):
-    """The table of DESIGN 3.1 with Python floats, one group at a time."""
+def plain_advantages(name, r, c, alpha=None, delta=None, drift=None, correct=None):
+    """Each objective's formula with Python floats, one group at a time. r: rewards; correct: what the verifier said, where rewards are shaped."""
     from itertools import combinations
     G, mean = len(r), sum(r) / len(r)
+    right = [float(x > 0.5) for x in correct or r]
+    solved = sum(correct or r) / G
+    missed = lambda power: (1 - solved) ** power if solved < 1 else 0.0
     sd = math.sqrt(sum((x - mean) ** 2 for x in r) / (G - 1))
     def passk(i):   # k times the share of the subsets of k - 1 others that hold no right one: what the i-th adds to pass@k of a subset
-        others = [r[j] for j in range(G) if j != i]
+        others = [right[j] for j in range(G) if j != i]
         subsets = list(combinations(others, c.pass_k - 1))
-        return c.pass_k * r[i] * sum(not any(one) for one in subsets) / len(subsets)
+        return c.pass_k * right[i] * sum(not any(one) for one in subsets) / len(subsets) if subsets else 0.0
     def anchored(i):   # -f'(z), z = (pi_old/pi_ref) e^(-A/eta), js
         z = math.exp(drift[i] - (r[i] - mean) / (sd + 1e-6) / c.eta)
         return -GENERATORS["js"][1](z)
     return [{
         "passk": lambda: passk(i),
-        "maxrl": lambda: (x - mean) / (mean + 1e-6),   # of 0/1 rewards
+        "maxrl": lambda: (right[i] - sum(right) / G) / (sum(right) / G + 1e-6),   # of successes
         "lad_anchor": lambda: anchored(i) - sum(map(anchored, range(G))) / G,
-        "power_asym": lambda: (1 - mean) ** (c.alpha - 1) * (x - mean) / (1 if x >= mean else c.delta),
+        "power_asym": lambda: missed(c.alpha - 1) * (x - mean) / (1 if x >= mean else c.delta),
         **dict.fromkeys(("entadv", "clip_cov", "kl_cov", "flowrl"), lambda: (x - mean) / (sd + 1e-6)),
         "reinforce": lambda: x,
         "rloo": lambda: x - (sum(r) - x) / (G - 1),
         "dr_grpo": lambda: x - mean,
         "grpo": lambda: (x - mean) / (sd + 1e-6),
         "lad": lambda: (x - mean) / (sd + 1e-6),
-        "w_reinforce": lambda: c.success_weight if x > 0.5 else -1.0,
-        "power": lambda: (1 - mean) ** (c.alpha - 1) * (x - mean),
+        "w_reinforce": lambda: c.success_weight if right[i] else -1.0,
+        "power": lambda: missed(c.alpha - 1) * (x - mean),
         "asym": lambda: (x - mean) if x >= mean else (x - mean) / c.delta,
-        "fade": lambda: (1 - mean) ** (alpha - 1) * (x - mean) / (1 if x >= mean else delta),
+        "fade": lambda: missed(alpha - 1) * (x - mean) / (1 if x >= mean else delta),
     }[name]() for i, x in enumerate(r)]
 
 
@@ -127,9 +130,9 @@ def test_generators_stay_finite_in_float32_at_extreme_advantages(name):
 
 
 def test_maxrl_is_of_successes_whatever_the_penalties():
-    """Overlong penalties (reward 1 less up to 1, 0 less up to 1) move no advantage: a mean near 0 must not blow it up, nor a negative one turn it."""
-    plain, shaped = torch.tensor([[1.0, 0, 0, 0], [0, 0, 0, 0]]), torch.tensor([[0.9, -1, 0, 0], [0, 0, 0, -1.0]])
-    got = lad.advantages("maxrl", shaped, CFG, {})
+    """Overlong penalties move no advantage: a mean near 0 must not blow it up, nor a negative one turn it, and a right answer of full length is right."""
+    plain, shaped = torch.tensor([[1.0, 0, 0, 0], [0, 0, 0, 0]]), torch.tensor([[0.5, -0.5, 0, 0], [0, 0, 0, -0.5]])
+    got = lad.advantages("maxrl", shaped, CFG, {"correct": plain})
     torch.testing.assert_close(got, lad.advantages("maxrl", plain, CFG, {}))
     assert got[0].tolist() == pytest.approx([3, -1, -1, -1], rel=1e-4) and not got[1].any()
 
@@ -182,7 +185,8 @@ def plain_loss(name, logp, old, adv, mask, c, entropy, ref, log_z):
                 d = sum(logp[b, s] - old[b, s] for s in range(logp.shape[1]) if mask[b, s])
             rho = torch.exp(d)
             if name == "flowrl":
-                length, row = int(mask[b].sum()), range(int(mask[b].sum()))
+                row = [s for s in range(logp.shape[1]) if mask[b, s]]
+                length = len(row)
                 w = min(math.exp(sum((logp[b, s] - old[b, s]).item() for s in row)), 10.0)
                 out[b, t] = w * (log_z[b, 0] + sum(logp[b, s] - ref[b, s] for s in row) / length - c.flow_beta * adv[b]) ** 2
             elif name == "kl_cov":
@@ -192,11 +196,13 @@ def plain_loss(name, logp, old, adv, mask, c, entropy, ref, log_z):
                 f = {"kl": lambda: z * z.log(), "rkl": lambda: -z.log(), "jf": lambda: (z - 1) * z.log(),
                      "js": lambda: 0.5 * (z * z.log() - (z + 1) * ((z + 1) / 2).log()),
                      "hd": lambda: 0.5 * (z.sqrt() - 1) ** 2, "tv": lambda: 0.5 * (z - 1).abs(),
-                     "kl_c": lambda: z * z.log() - z + 1, "rkl_c": lambda: -z.log() + z - 1}[c.divergence]
+                     "kl_c": lambda: z * z.log() - z + 1, "rkl_c": lambda: -z.log() + z - 1}[lad.generator(c)]
                 out[b, t] = e_u * f()
             else:
                 low, high = 1 - c.clip_low, 1 + c.clip_high
                 a = adv[b] + min(c.ent_coef * entropy[b, t].item(), abs(adv[b]) / c.ent_kappa) * (name == "entadv")
+                if c.dual_clip and a < 0 and rho.item() > c.dual_clip:
+                    rho = torch.tensor(c.dual_clip, dtype=torch.float64)
                 clipped = min(max(rho.item(), low), high)
                 free = rho * a
                 out[b, t] = -free if free.item() <= clipped * a else -torch.tensor(clipped, dtype=torch.float64) * a
@@ -234,7 +240,7 @@ def test_gradient_of_every_objective_against_the_plain_formula(name, changes):
     packed = gradient(lambda logp: lad.policy_loss(name, logp[mask], old[mask], adv[seq], torch.ones(len(seq)), c, seq,
                                                        entropy=entropy[mask], ref=ref[mask], log_z=log_z[mask])[0])
     assert want.norm() > 1e-3
-    for got in (packed, padded)[:1 if name == "kl_cov" else 2]:   # the share of kl_cov counts padding in
+    for got in (packed, padded):
         assert (got - want).norm() / want.norm() < 1e-6
 
 
@@ -282,7 +288,7 @@ def test_k3():
 
 def test_token_scale_by_hand():
     for changes, want in ((dict(aggregation="token"), [0.1, 0.1]), (dict(aggregation="sequence"), [1 / 8, 1 / 12]),
-                          (dict(aggregation="constant", max_tokens=20), [1 / 80, 1 / 80])):
+                          (dict(aggregation="constant", max_tokens=20, prompts=4, group=2, minibatches=2), [1 / 80, 1 / 80])):
         assert [lad.token_scale(cfg(**changes), length, 10, 4) for length in (2, 3)] == pytest.approx(want)
 
 

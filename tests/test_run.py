@@ -194,7 +194,8 @@ def test_a_lost_sample_stays_lost(tiny):
     finally:
         lad.rollout = lad_rollout
     good, bad = groups[0]
-    assert (good["reward"], good["lost"], good["failed"]) == (1.0, False, "") and bad["lost"] and bad["failed"] == "log-prob not finite"
+    assert (good["reward"], good["lost"], good["failed"]) == (1.0, False, "") and bad["lost"] and not lad.is_trained_on(bad, cfg)
+    assert lad.batch_statistics(drawn)["failed"] == 0.5 and lad.batch_statistics(drawn)["entropy_old"] == pytest.approx(0.1)   # of the good one's tokens
     cfg = dataclasses.replace(cfg, objective="lad_anchor")   # a rank whose groups were all dropped
     lad.set_advantages([], cfg, lad.new_state())
     assert lad.gradient_mass([], cfg, 2) == {"mass_success": 0, "mass_failure": 0} and lad.batch_statistics(drawn)["zero_variance"] == 0
