@@ -1503,7 +1503,8 @@ def start_verifier(cfg, row):
 def main(argv):
     # Settings, and everything that is cheap to refuse
     if "--plan" in argv:  # memory, FLOPs and seconds instead of a run
-        os.execv(sys.executable, [sys.executable, str(HERE / "tools/plan.py"), *argv])
+        plan = [str(HERE / "tools/plan.py"), "--script", __file__]
+        os.execv(sys.executable, [sys.executable, *plan, *argv])
     cfg = load_config(argv)
     device = join(cfg)
     claim(cfg, HERE)

@@ -1,88 +1,191 @@
 """
 Pictures of runs, from their metrics.jsonl.
 
-    python harness/plot.py runs/tiny-lad-s0                              # its plot.png, as lad.py draws it at the end of a run
-    python harness/plot.py runs/tiny-grpo-s0 runs/tiny-lad-s0 --out a.png   # several runs on the same panels
+    python harness/plot.py runs/tiny-lad-s0     # its plot.png, as at the end of a run of lad.py
+    python harness/plot.py runs/tiny-grpo-s0 runs/tiny-lad-s0 --out a.png     # several in one
 """
-import argparse, json
+
+import sys
 from pathlib import Path
 
-PANELS = [   # title, {metric: label}; the metrics of lad.py's log, see the README
+# Title, {metric: label}, in reading order. The metrics are those of lad.py's log
+HELD_OUT = "held-out prompts"
+PANELS = [
     ("training", {"reward": "reward", "solve_rate": "solve rate"}),
     ("token entropy (nats)", {"entropy": "entropy", "fade_h": "running mean H"}),
-    ("held-out prompts", {}),   # pass@1 and pass@K, filled in by draw()
+    (HELD_OUT, {}),  # pass@1 and pass@K: K is the run's
     ("gradient mass", {"mass_success": "success, m_S", "mass_failure": "failure, m_F"}),
-    ("FADE's schedule (tracked for every objective)", {"fade_alpha": "alpha", "fade_delta": "delta", "fade_p": "running solve rate p"}),
+    (
+        "FADE's schedule (tracked for every objective)",
+        {"fade_alpha": "alpha", "fade_delta": "delta", "fade_p": "running solve rate p"},
+    ),
     ("rank-one share of the head's update", {"rank_one": "leading singular direction"}),
 ]
+DISTINCT = "distinct right answers to a prompt (right axis)"
+STYLES = ("-", "--", ":")  # of the metrics in a panel, where the colour is the run's
+
+
+# ==== 1. Reading ================================================================================
 
 
 def read(out):
-    """(training lines, evaluation lines) of a run; a torn last line is left out."""
+    """(training lines, evaluation lines) of a run's log; none where it has none yet."""
+    from harness.tracking import read_log  # torch comes with it
+
     path = Path(out) / "metrics.jsonl"
-    lines = [json.loads(line) for line in open(path) if line.endswith("\n")] if path.exists() else []   # no step and no evaluation: no file
-    return [x for x in lines if "loss" in x], [x for x in lines if "eval/pass@1" in x]
+    lines = read_log(path) if path.exists() else []
+    train = [x for x in lines if "loss" in x]
+    evals = [x for x in lines if "eval/pass@1" in x]
+    return train, evals
+
+
+def series_of(title, series, train, evals):
+    """({metric: label}, the lines that hold them) of a run's panel."""
+    if title == HELD_OUT:
+        names = [key for key in (evals[0] if evals else {}) if key.startswith("eval/pass@")]
+        return {key: key.removeprefix("eval/") for key in names}, evals
+    if "reward" in series and all(x.get("reward") == x.get("solve_rate") for x in train):
+        return {"reward": "reward (= solve rate)"}, train
+    return series, train
+
+
+def shown_name(run):
+    """A run's name as matplotlib shows it: between two $ it would read mathematics, and it leaves
+    what begins with _ out of a legend."""
+    name = Path(run).resolve().name.replace("$", r"\$")
+    if name.startswith("_"):
+        return " " + name
+    return name
+
+
+# ==== 2. Drawing ================================================================================
 
 
 def draw(runs, path):
-    """One figure of six panels. Colour tells metrics of a single run apart, else runs (and the line's style the metric)."""
-    import matplotlib
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-    fig, axes = plt.subplots(2, 3, figsize=(14, 7), sharex=True)
+    """One figure of six panels. In a picture of one run the colour tells metrics apart; of several,
+    runs, and the line's style the metric."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(14, 7))
+    axes = figure.subplots(2, 3, sharex=True)
     twin = axes[0, 2].twinx()
-    for number, run in enumerate(map(Path, runs)):
+    for number, run in enumerate(runs):
         train, evals = read(run)
-        for ax, (title, series) in zip(axes.flat, PANELS):
-            data = evals if title == "held-out prompts" else train
-            series = series or {k: k[5:] for k in (evals[0] if evals else ()) if k.startswith("eval/pass@")}
-            if "reward" in series and all(x["reward"] == x["solve_rate"] for x in train):
-                series = {"reward": "reward (= solve rate)"}
-            for i, (key, label) in enumerate(series.items()):
-                points = [(x["step"], x[key]) for x in data if key in x]
-                color, style = (f"C{i}", "-") if len(runs) == 1 else (f"C{number}", ("-", "--", ":")[i])
-                name = label if len(runs) == 1 else f"{run.name}: {label}"
-                ax.plot(*zip(*points), style, color=color, marker="o" if data is evals or len(points) == 1 else None, ms=3, label=name) if points else None
-            ax.set(title=title, ylim=(0, 1) if data is evals else None)
-        if evals:
-            color = "C2" if len(runs) == 1 else f"C{number}"
-            twin.plot([x["step"] for x in evals], [x["eval/distinct"] for x in evals], "s:", color=color, ms=3)
-    axes[0, 2].plot([], [], "s:", color="C2" if len(runs) == 1 else "grey", label="distinct right answers to a prompt (right axis)")
+        name = shown_name(run) if len(runs) > 1 else ""
+        for ax, (title, series) in zip(axes.flat, PANELS, strict=True):
+            series, lines = series_of(title, series, train, evals)
+            draw_lines(ax, series, lines, number, name)
+        draw_distinct(twin, evals, f"C{number}" if name else "C2")
+
+    # The right axis has no legend of its own: an empty line in the left one's stands for it
+    axes[0, 2].plot([], [], "s:", color="grey" if len(runs) > 1 else "C2", label=DISTINCT)
+    axes[0, 2].set_ylim(0, 1)
     twin.set_ylim(bottom=0)
-    for ax in axes.flat:
+    for ax, (title, _) in zip(axes.flat, PANELS, strict=True):
+        ax.set_title(title)
         ax.grid(alpha=0.3)
-        ax.legend(fontsize=7)
+        if ax.lines:
+            ax.legend(fontsize=7)
         ax.xaxis.get_major_locator().set_params(integer=True)
-    fig.supxlabel("rollout batch", fontsize=10)
-    fig.suptitle(", ".join(Path(run).name for run in runs) if len(runs) < 4 else f"{len(runs)} runs")
-    fig.tight_layout()
-    fig.savefig(path, dpi=110)
-    plt.close(fig)
+    figure.supxlabel("rollout batch", fontsize=10)
+    names = ", ".join(shown_name(run) for run in runs)
+    figure.suptitle(names if len(runs) < 4 else f"{len(runs)} runs")
+
+    # Margins by hand: tight_layout would draw everything once more to find them
+    figure.subplots_adjust(0.05, 0.097, 0.965, 0.902, wspace=0.17, hspace=0.174)
+    figure.savefig(path, dpi=110)
+
+
+def draw_lines(ax, series, lines, number, name):
+    """The metrics of run `number` in a panel; `name`: the run's, where there are several."""
+    for i, (key, label) in enumerate(series.items()):
+        steps = [x["step"] for x in lines if key in x]
+        values = [x[key] for x in lines if key in x]
+        if not steps:
+            continue
+        if name:
+            color = f"C{number}"
+            style = STYLES[i % len(STYLES)]
+            label = f"{name}: {label}"
+        else:
+            color = f"C{i}"
+            style = "-"
+        # Points, where there are too few for a line to show
+        is_sparse = key.startswith("eval/") or len(steps) == 1
+        marker = "o" if is_sparse else None
+        ax.plot(steps, values, style, color=color, marker=marker, ms=3, label=label)
+
+
+def draw_distinct(ax, evals, color):
+    steps = [x["step"] for x in evals]
+    values = [x["eval/distinct"] for x in evals]
+    if steps:
+        ax.plot(steps, values, "s:", color=color, ms=3)
+
+
+# ==== 3. The end of a run, and main =============================================================
 
 
 def report(out):
-    """At the end of a run: draw plot.png, print where it is and a markdown table of the evaluations before and after training."""
+    """At the end of a run: draw plot.png, say where it is, and print a markdown table of the
+    evaluations before and after training."""
     train, evals = read(out)
     if train or evals:
         draw([out], out / "plot.png")
         print(f"\nrun       {out}/plot.png drawn, weights in {out}/hf\n")
     else:
         print(f"\nrun       no step and no evaluation: nothing to draw; weights in {out}/hf\n")
-    if evals:
-        keys = [k for k in evals[0] if k.startswith("eval/")]
-        print("| objective | step | " + " | ".join(k[5:] for k in keys) + " |\n|" + "---|" * (len(keys) + 2))
-        for x in evals[:1] + evals[-1:]:
-            print(f"| {x['objective']} | {x['step']} | " + " | ".join(f"{x[k]:.3f}" for k in keys) + " |", flush=True)
+    if not evals:
+        return
+
+    # The first evaluation and the last
+    keys = [key for key in evals[0] if key.startswith("eval/")]
+    titles = [key.removeprefix("eval/") for key in keys]
+    print("| objective | step | " + " | ".join(titles) + " |")
+    print("|" + "---|" * (len(keys) + 2))
+    for x in evals[:1] + evals[-1:]:
+        cells = [f"{x[key]:.3f}" for key in keys]
+        print(f"| {x['objective']} | {x['step']} | " + " | ".join(cells) + " |", flush=True)
+
+
+def main(argv):
+    from harness import command
+    from harness.settings import die
+
+    parser = command.parser(__doc__)
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="a run's folder")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="FILE",
+        help="picture to write (the run's plot.png; of several runs compare.png, here)",
+    )
+    args = parser.parse_args(argv)
+
+    # The runs that have something to show
+    runs = []
+    for run in args.runs:
+        if not run.is_dir():
+            die(f"{run}: no such folder; give the folder of a run of lad.py")
+        if any(read(run)):
+            runs.append(run)
+        else:
+            print(f"{run}: no step and no evaluation in its metrics.jsonl: nothing to draw")
+    if not runs:
+        return
+
+    path = args.out
+    if path is None:
+        path = runs[0] / "plot.png" if len(args.runs) == 1 else Path("compare.png")
+    try:
+        draw(runs, path)
+    except (OSError, ValueError) as error:  # ValueError: an ending that is no picture's
+        die(f"--out {path}: {error}")
+    print(path)
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", nargs="+", help="run directories")
-    parser.add_argument("--out", help="picture to write (default: the run's plot.png; of several runs compare.png, here)")
-    args = parser.parse_args()
-    for run in args.runs:
-        if not (Path(run) / "metrics.jsonl").exists():
-            parser.error(f"{run} has no metrics.jsonl: not a run directory of lad.py")
-    path = args.out or (Path(args.runs[0]) / "plot.png" if len(args.runs) == 1 else Path("compare.png"))
-    draw(args.runs, path)
-    print(path)
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+    from harness import command
+
+    command.run(main)

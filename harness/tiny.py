@@ -1,44 +1,81 @@
 """
-The offline default: a 0.6M-parameter Qwen2 that has seen just enough Countdown to be worth training with RL.
+The offline default: a 0.6M-parameter Qwen2 that has seen just enough Countdown to be worth training
+with RL.
 
-    python tiny.py            # make it (under a minute on two cores, then cached) and show a few of its answers
+    python harness/tiny.py    # make it (a minute on two cores, then cached) and show some answers
 
-A puzzle is three numbers and a target; an answer uses each number exactly once, with + - * and brackets:
+A puzzle is three numbers and a target; an answer uses each number exactly once, with + - * and
+brackets:
 
     2 3 8=14:     ->     3*2+8    8+2*3    2*3+8    8+3*2    ...
 
-RL trains and tests on puzzles with at least SEVERAL answers. The warm-up shows the model every answer of every other puzzle, equally
-often, and stops early: it starts out solving some puzzles, in many ways. Whether RL keeps those ways or gives them up
-for pass@1 is what the objectives in lad.py differ in.
+RL trains and tests on puzzles with at least SEVERAL answers. The warm-up shows the model every
+answer of every other puzzle, equally often, and stops early: it starts out solving some puzzles, in
+many ways. Whether RL keeps those ways or gives them up for pass@1 is what the objectives in lad.py
+differ in.
 """
-import collections, fcntl, hashlib, itertools, json, math, os, random, shutil
+
+import collections
+import fcntl
+import hashlib
+import itertools
+import json
+import math
+import os
+import random
+import shutil
+import sys
 from pathlib import Path
 
-NAMED = ["<pad>", "<eos>", "<unk>"]   # pad is not eos: the end of an answer must be trained
+# One token a character
+NAMED = ["<pad>", "<eos>", "<unk>"]  # pad is not eos: the end of an answer must be trained
 CHARACTERS = "0123456789 =:+-*()"
-UNUSED = ["<unused0>", "<unused1>", "<unused2>"]   # makes 24, a multiple of 8
-LARGEST, TARGETS, SEVERAL = 9, 99, 6   # numbers 1..9, targets 1..99, at least six answers
-STEPS, BATCH, RATE = 400, 128, 3e-3    # steps, not seconds: a slow machine makes the same bytes
+UNUSED = ["<unused0>", "<unused1>", "<unused2>"]  # makes 24, a multiple of 8
+
+# Puzzles
+LARGEST = 9  # numbers are 1 to this
+TARGETS = 99  # and so are targets
+SEVERAL = 6  # answers of a puzzle that RL gets to see
+
+# The warm-up. Steps, not seconds: a slow machine makes the same bytes
+STEPS = 400
+BATCH = 128
+RATE = 3e-3
+
+
+# ==== 1. Puzzles ================================================================================
 
 
 def expressions(numbers):
-    """{(value, text, precedence)} of every expression over the numbers in this order, without needless brackets."""
+    """{(value, text, precedence)} of every expression over the numbers in this order, without
+    needless brackets. Precedence: 1 of + and -, 2 of *, 3 of a number alone."""
     if len(numbers) == 1:
         return {(numbers[0], str(numbers[0]), 3)}
     found = set()
     for i in range(1, len(numbers)):
-        for (a, left, p), (b, right, q) in itertools.product(expressions(numbers[:i]), expressions(numbers[i:])):
-            for op, value, level in (("+", a + b, 1), ("-", a - b, 1), ("*", a * b, 2)):
-                close = q > level or (q == level and op != "-")   # a-(b+c) needs its brackets
-                found.add((value, (left if p >= level else f"({left})") + op + (right if close else f"({right})"), level))
+        for left in expressions(numbers[:i]):
+            for right in expressions(numbers[i:]):
+                found.add((left[0] + right[0], f"{bracketed(left, 1)}+{bracketed(right, 1)}", 1))
+                # a-(b+c) needs its brackets
+                found.add((left[0] - right[0], f"{bracketed(left, 1)}-{bracketed(right, 2)}", 1))
+                found.add((left[0] * right[0], f"{bracketed(left, 2)}*{bracketed(right, 2)}", 2))
     return found
+
+
+def bracketed(expression, level):
+    """The text of an expression where only what binds at least as tightly as `level` may stand."""
+    _, text, precedence = expression
+    if precedence < level:
+        return f"({text})"
+    return text
 
 
 def puzzles():
     """{(numbers, target): its answers, sorted}, in a fixed order."""
+    # A set of texts: (1+2)+3 and 1+(2+3) are both 1+2+3
     answers = collections.defaultdict(set)
     for numbers in itertools.combinations_with_replacement(range(1, LARGEST + 1), 3):
-        for order in sorted(set(itertools.permutations(numbers))):
+        for order in set(itertools.permutations(numbers)):
             for value, text, _ in expressions(order):
                 if 1 <= value <= TARGETS:
                     answers[numbers, value].add(text)
@@ -46,107 +83,225 @@ def puzzles():
 
 
 def prompt(puzzle):
-    return " ".join(map(str, puzzle[0])) + f"={puzzle[1]}:"
+    numbers, target = puzzle
+    return " ".join(map(str, numbers)) + f"={target}:"
+
+
+# ==== 2. The model ==============================================================================
 
 
 def make_tokenizer():
-    """One token a character. It is Qwen2's own tokenizer class (AutoTokenizer loads no other for a Qwen2 model), whose byte-level
-    alphabet writes a space as Ġ, with no merges. encode adds nothing; decode(encode(x)) is x."""
+    """One token a character: encode adds nothing, decode(encode(x)) is x.
+
+    It is Qwen2's own tokenizer class, since AutoTokenizer loads no other for a Qwen2 model. Its
+    byte-level alphabet writes a space as Ġ; there are no merges.
+    """
     from transformers import Qwen2Tokenizer
-    vocabulary = {token: i for i, token in enumerate([*NAMED, *CHARACTERS.replace(" ", "Ġ"), *UNUSED])}
-    return Qwen2Tokenizer(vocab=vocabulary, merges=[], pad_token="<pad>", eos_token="<eos>", unk_token="<unk>", model_max_length=128)
+
+    tokens = [*NAMED, *CHARACTERS.replace(" ", "Ġ"), *UNUSED]
+    return Qwen2Tokenizer(
+        vocab={token: i for i, token in enumerate(tokens)},
+        merges=[],
+        pad_token="<pad>",
+        eos_token="<eos>",
+        unk_token="<unk>",
+        model_max_length=128,
+    )
 
 
 def make_model(tokenizer):
+    """A Qwen2 with random weights, from torch's random state."""
     from transformers import GenerationConfig, Qwen2Config, Qwen2ForCausalLM
+
     ends = dict(eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
-    model = Qwen2ForCausalLM(Qwen2Config(
-        vocab_size=len(tokenizer), hidden_size=128, intermediate_size=256, num_hidden_layers=4, head_dim=64,   # a head that flash attention takes
-        num_attention_heads=2, num_key_value_heads=1, tie_word_embeddings=True, max_position_embeddings=128,
-        initializer_range=0.05, rope_parameters={"rope_type": "default", "rope_theta": 30.0}, bos_token_id=None, **ends))
-    model.generation_config = GenerationConfig(do_sample=True, temperature=1.0, top_k=0, top_p=1.0, **ends)
+    config = Qwen2Config(
+        vocab_size=len(tokenizer),
+        hidden_size=128,
+        intermediate_size=256,
+        num_hidden_layers=4,
+        head_dim=64,  # one that flash attention takes
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        tie_word_embeddings=True,
+        max_position_embeddings=128,
+        initializer_range=0.05,
+        rope_parameters={"rope_type": "default", "rope_theta": 30.0},
+        bos_token_id=None,
+        **ends,
+    )
+    model = Qwen2ForCausalLM(config)
+    model.generation_config = GenerationConfig(
+        do_sample=True, temperature=1.0, top_k=0, top_p=1.0, **ends
+    )
     return model
 
 
+def padded_rows(tokenizer, pairs):
+    """(tokens, labels) [pairs, width] of (question, answer) texts. The labels are the answer and
+    its <eos>; elsewhere -100, which the loss leaves out."""
+    import torch
+
+    tokens = []
+    labels = []
+    for question, answer in pairs:
+        asked = tokenizer.encode(question)
+        said = tokenizer.encode(answer) + [tokenizer.eos_token_id]
+        tokens.append(asked + said)
+        labels.append([-100] * len(asked) + said)
+
+    # Padded on the right, to the longest
+    width = max(map(len, tokens))
+    for row, marks in zip(tokens, labels, strict=True):
+        missing = width - len(row)
+        row += [tokenizer.pad_token_id] * missing
+        marks += [-100] * missing
+    return torch.tensor(tokens), torch.tensor(labels)
+
+
 def warm_up(model, tokenizer, pairs, seed):
-    """Supervised steps on (prompt, answer) pairs of text; the loss is on the answer and its <eos>."""
+    """Supervised steps on (question, answer) pairs of text."""
     import torch
     from tqdm import tqdm
-    ids = [(tokenizer.encode(question), tokenizer.encode(answer) + [tokenizer.eos_token_id]) for question, answer in pairs]
-    width = max(len(q) + len(a) for q, a in ids)
-    fill = lambda row, value: row + [value] * (width - len(row))
-    tokens = torch.tensor([fill(q + a, tokenizer.pad_token_id) for q, a in ids])   # [pairs, width]
-    labels = torch.tensor([fill([-100] * len(q) + a, -100) for q, a in ids])
+
+    tokens, labels = padded_rows(tokenizer, pairs)
     optimizer = torch.optim.AdamW(model.parameters(), RATE, betas=(0.9, 0.98), weight_decay=0.0)
     generator = torch.Generator().manual_seed(seed)
-    for step in (bar := tqdm(range(STEPS), desc="warm-up", unit="step", mininterval=0.5)):
+    bar = tqdm(range(STEPS), desc="warm-up", unit="step", mininterval=0.5)
+    for step in bar:
         batch = torch.randint(len(pairs), (BATCH,), generator=generator)
-        # padded on the right under a causal mask: no token sees a pad
-        logits = model(input_ids=tokens[batch, :-1], use_cache=False).logits   # [BATCH, width - 1, vocabulary]
-        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels[batch, 1:].flatten())
+
+        # Pads stand on the right, under a causal mask: no token sees one
+        outputs = model(input_ids=tokens[batch, :-1], use_cache=False)
+        logits = outputs.logits.flatten(0, 1)  # [BATCH * (width - 1), vocabulary]
+        loss = torch.nn.functional.cross_entropy(logits, labels[batch, 1:].flatten())
         loss.backward()
+
+        # Twenty steps of linear warm-up, then the cosine down to 0
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.param_groups[0]["lr"] = RATE * min((step + 1) / 20, 0.5 + 0.5 * math.cos(math.pi * step / STEPS))
+        cosine = 0.5 + 0.5 * math.cos(math.pi * step / STEPS)
+        optimizer.param_groups[0]["lr"] = RATE * min((step + 1) / 20, cosine)
         optimizer.step()
         optimizer.zero_grad()
         if step % 50 == 0:
             bar.set_postfix(loss=f"{loss.item():.2f}", refresh=False)
 
 
+# ==== 3. Files ==================================================================================
+
+
 def build(folder, seed, train, test):
-    import torch
+    """Write model/, train.jsonl and test.jsonl into an empty folder."""
     answers = puzzles()
+
+    # The puzzles of RL: `test` of them held out, the rest to train on
     several = [puzzle for puzzle in answers if len(answers[puzzle]) >= SEVERAL]
     if train + test > len(several):
-        raise ValueError(f"train + test = {train + test}: only {len(several)} puzzles have {SEVERAL} answers or more")
+        raise ValueError(
+            f"train + test = {train + test}: only {len(several)} puzzles have {SEVERAL} answers or "
+            "more"
+        )
     chosen = random.Random(seed).sample(several, train + test)
-    for name, part in (("test", chosen[:test]), ("train", chosen[test:])):
-        rows = [dict(prompt=prompt(puzzle), answer=dict(numbers=puzzle[0], target=puzzle[1])) for puzzle in part]
-        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    kept = set(answers) - set(chosen)   # the warm-up sees neither split: both are equally new to the model
-    pairs = [(prompt(puzzle), answer) for puzzle in answers if puzzle in kept for answer in answers[puzzle]]
+    write_puzzles(folder / "test.jsonl", chosen[:test])
+    write_puzzles(folder / "train.jsonl", chosen[test:])
+
+    # The warm-up sees neither of them: both are equally new to the model
+    kept_back = set(chosen)
+    pairs = []
+    for puzzle in answers:
+        if puzzle not in kept_back:
+            pairs += [(prompt(puzzle), answer) for answer in answers[puzzle]]
+    tokenizer, model = train_model(pairs, seed)
+    model.save_pretrained(folder / "model")
+    tokenizer.save_pretrained(folder / "model")
+
+
+def write_puzzles(path, puzzles):
+    with open(path, "w") as file:
+        for puzzle in puzzles:
+            numbers, target = puzzle
+            row = dict(prompt=prompt(puzzle), answer=dict(numbers=numbers, target=target))
+            file.write(json.dumps(row) + "\n")
+
+
+def train_model(pairs, seed):
+    """(tokenizer, model), warmed up. The caller's random state and threads stay as they were."""
+    import torch
+
     threads = torch.get_num_threads()
-    with torch.random.fork_rng(devices=[]):   # the caller's random state stays as it was
+    with torch.random.fork_rng(devices=[]):
         try:
-            torch.set_num_threads(2)   # sums are split by thread: the same number, the same bytes
+            torch.set_num_threads(2)  # sums are split by thread: the same number, the same bytes
             torch.manual_seed(seed)
             tokenizer = make_tokenizer()
             model = make_model(tokenizer)
             warm_up(model, tokenizer, pairs, seed)
         finally:
             torch.set_num_threads(threads)
-    model.save_pretrained(folder / "model")
-    tokenizer.save_pretrained(folder / "model")
+    return tokenizer, model
 
 
 def make(root="~/.cache/lad/tiny", seed=None, train=256, test=128):
-    """Paths {model, train, test} of the model folder and the two puzzle files, made if they are not there. The same arguments
-    give the same bytes on the same machine; the folder's name is a hash of them, of this file and of torch's version.
-    The seed is that of the puzzles' split and of the warm-up: None takes it from the environment, LAD_TINY_SEED, 0 unless set."""
+    """Paths {model, train, test} of the model's folder and the two puzzle files, made if need be.
+
+    The same arguments give the same bytes on the same machine; the folder's name is a hash of them,
+    of this file and of torch's version. The seed is that of the puzzles' split and of the warm-up:
+    None takes it from the environment, LAD_TINY_SEED, 0 unless set.
+    """
     import torch
-    seed = int(os.environ.get("LAD_TINY_SEED") or 0) if seed is None else seed
-    key = hashlib.sha256(Path(__file__).read_bytes() + repr((torch.__version__, seed, train, test)).encode()).hexdigest()[:12]
+
+    if seed is None:
+        seed = int(os.environ.get("LAD_TINY_SEED") or 0)
+    # What the bytes depend on names their folder
+    made_of = repr((torch.__version__, seed, train, test)).encode()
+    key = hashlib.sha256(Path(__file__).read_bytes() + made_of).hexdigest()[:12]
+
     root = Path(root).expanduser()
-    folder, partial = root / key, root / f"{key}.partial"
     root.mkdir(parents=True, exist_ok=True)
+    folder = root / key
+    unfinished = root / f"{key}.partial"
+    # Another process waits at the lock, then finds the folder. A kill lets the lock go
     with open(root / f"{key}.lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)   # another process waits here, then finds the folder; a kill lets the lock go
+        fcntl.flock(lock, fcntl.LOCK_EX)
         if not folder.is_dir():
-            shutil.rmtree(partial, ignore_errors=True)
-            partial.mkdir()
-            build(partial, seed, train, test)
-            partial.rename(folder)
-    return dict(model=folder / "model", train=folder / "train.jsonl", test=folder / "test.jsonl")
+            shutil.rmtree(unfinished, ignore_errors=True)
+            unfinished.mkdir()
+            build(unfinished, seed, train, test)
+            unfinished.rename(folder)
+    return dict(
+        model=folder / "model",
+        train=folder / "train.jsonl",
+        test=folder / "test.jsonl",
+    )
+
+
+# ==== 4. main ===================================================================================
+
+
+def main(argv):
+    """Make it, say where it is, and show eight answers to each of four puzzles."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from harness import command
+
+    command.parser(__doc__).parse_args(argv)
+    paths = make()
+    for name, path in paths.items():
+        print(f"{name}: {path}")
+    tokenizer = AutoTokenizer.from_pretrained(paths["model"])
+    model = AutoModelForCausalLM.from_pretrained(paths["model"])
+    torch.manual_seed(0)
+    for line in paths["test"].read_text().splitlines()[:4]:
+        question = json.loads(line)["prompt"]
+        ids = torch.tensor([tokenizer.encode(question)])
+        out = model.generate(ids, num_return_sequences=8, max_new_tokens=12)
+        answers = tokenizer.batch_decode(out[:, ids.shape[1] :], skip_special_tokens=True)
+        print(question, *answers, sep="   ")
 
 
 if __name__ == "__main__":
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-    paths = make()
-    tokenizer, model = AutoTokenizer.from_pretrained(paths["model"]), AutoModelForCausalLM.from_pretrained(paths["model"])
-    print(*(f"{name}: {path}" for name, path in paths.items()), sep="\n")
-    torch.manual_seed(0)
-    for row in [json.loads(line) for line in open(paths["test"])][:4]:
-        out = model.generate(torch.tensor([tokenizer.encode(row["prompt"])]), num_return_sequences=8, max_new_tokens=12)
-        print(row["prompt"], *tokenizer.batch_decode(out[:, len(row["prompt"]):], skip_special_tokens=True), sep="   ")
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+    from harness import command
+
+    command.run(main)

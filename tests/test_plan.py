@@ -144,6 +144,44 @@ def test_commands(forks):
         assert says in said and said.count("\n") == 1, said
 
 
+KNOB = '    my_knob: int = knob(1, "of a fork", 1)\n\n    # data\n'
+ROW = 'OBJECTIVES["mine"] = Objective(grpo, needs=("ref",))\n\n\ndef advantages('
+
+
+def test_a_copy_of_lad_plans_with_its_own_knobs_and_objectives(tmp_path):
+    """mine.py, with a knob and a row of its own: the row's reference is counted."""
+    source = (ROOT / "lad.py").read_text()
+    mine = source.replace("    # data\n", KNOB, 1).replace("def advantages(", ROW, 1)
+    assert "my_knob" in mine and '"mine"' in mine
+    (tmp_path / "mine.py").write_text(mine)
+    for name in ("harness", "tools", "baselines.py", "verify.py", "configs.toml"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    flags = ["--plan", "--model", "Qwen/Qwen2.5-0.5B", "--objective", "mine", "--my_knob", 3]
+    said = launch([tmp_path / "mine.py", *flags]).stdout
+    assert "frozen reference, sharded" in said and "It fits" in said, said
+    said = launch(["lad.py", *flags], check=False).stdout
+    assert said.startswith("plan.py: error:") and said.count("\n") == 1, said
+
+
+@pytest.mark.parametrize("name,text,says", [
+    ("none.py", None, "no such Python file"), ("broken.py", "def f(:", "SyntaxError"),
+    ("other.py", "x = 1", "has no load_config")])
+def test_a_script_that_is_no_copy_of_lad_gets_one_line(name, text, says, tmp_path, capsys):
+    if text:
+        (tmp_path / name).write_text(text)
+    with pytest.raises(SystemExit) as leaving:
+        plan.main(["--script", str(tmp_path / name)])
+    said = capsys.readouterr()
+    assert leaving.value.code == 2 and said.out == ""
+    assert says in said.err and said.err.count("\n") == 1
+
+
+def test_own_flags_are_taken_out_of_the_command_line():
+    own, rest = plan.read_own_flags(["--gpus=4", "--prompts", "8", "--plan", "--length", "9", "--steps=3"])
+    assert (own.gpus, own.length, own.gpu_memory) == ("4", "9", "")
+    assert rest == ["--prompts", "8", "--steps=3"]
+
+
 def test_table_in_the_docs_is_what_plan_prints():
     page = (ROOT / "docs/planning.md").read_text()
     if torch.cuda.is_available() and torch.cuda.get_device_properties(0).total_memory // plan.GIB != 139:

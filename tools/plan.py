@@ -1,202 +1,652 @@
-"""What a run of lad.py needs, said before it is started: memory of each GPU, FLOPs and seconds of a step, size of a checkpoint.
-
-    python lad.py --config fade-code-32b --plan --gpus 32           # any flags of lad.py; no GPU, no weights, no network needed
-    python tools/plan.py --table                                          # the README's: 1.5B, 7B, 32B, 70B on 1, 8, 16, 64 GPUs
-
-Flags beside lad.py's own: --gpus N (8), --gpu_memory GiB (this machine's GPU's, else 139: an H200), --length N (mean tokens
-of a response; half of max_tokens). Bytes follow from shapes and are counted; seconds are estimates from the ASSUMPTIONS below.
-The model of memory: a GPU holds its shard of fp32 weights and Adam's two moments at all times. While it trains vLLM sleeps, and
-gradients, gathered bf16 weights, activations and the head's logits come on top. While it generates these are gone and vLLM fills
-vllm_memory of the whole GPU with its own bf16 weights, then KV cache. What is needed is the larger of the two (on a CPU vLLM cannot
-sleep: their sum). Not covered: mixture-of-experts models, how much slower offload is, the allocator's fragments, verifying, evaluation.
-P parameters, W GPUs, N tokens in a forward, C = head_chunk, c bytes of a compute number (2: bf16; 4 on a CPU); sizes in GiB = 2^30.
 """
-import dataclasses, math, os, sys
+What a run of lad.py needs, said before it is started: memory of each GPU, FLOPs and seconds of a
+step, size of a checkpoint.
+
+    python lad.py --config fade-code-32b --plan --gpus 32    # any flags of lad.py
+    python mine.py --plan                                    # of a copy of lad.py, beside it
+    python tools/plan.py --table        # 1.5B, 7B, 32B and 70B on 1, 8, 16 and 64 GPUs
+
+Flags beside lad.py's own:
+    --gpus N          8 unless told; 1 on a CPU
+    --gpu_memory GiB  this machine's GPU's; without one 139, an H200's
+    --length N        mean tokens of a response; half of max_tokens
+    --script FILE     the copy of lad.py whose Config and OBJECTIVES count
+
+No GPU is touched and no weights are read. Bytes follow from shapes and are counted; seconds are
+estimates from the ASSUMPTIONS below. The model of memory: a GPU holds its shard of fp32 weights and
+Adam's two moments at all times. While it trains vLLM sleeps, and gradients, gathered bf16 weights,
+activations and the head's logits come on top. While it generates these are gone and vLLM fills
+vllm_memory of the whole GPU with its own bf16 weights, then KV cache. What is needed is the larger
+of the two (on a CPU vLLM cannot sleep: their sum). Not covered: mixture-of-experts models, how much
+slower offload is, the allocator's fragments, verifying, evaluation.
+
+Conventions. P parameters; N tokens in a forward, C in a chunk of the head; c bytes of the numbers
+that are computed with (2: bf16; 4 on a CPU: fp32). GiB = 2^30 bytes.
+"""
+
+import argparse
+import dataclasses
+import importlib.util
+import math
+import os
+import sys
+from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 
 import torch
+
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from harness import command
 from harness.settings import die, one_line
-from lad import OBJECTIVES, load_config
 
+LAD = Path(__file__).resolve().parent.parent / "lad.py"
 GIB = 2**30
-ASSUMPTIONS = dict(   # of an H200 in nodes of 8. Measure your own and edit
-    flops=989e12, mfu=0.4, bandwidth=4.8e12, read=0.6,   # dense bf16 peak and the share of it that training reaches; HBM, bytes a second, and decoding's share
-    inside=300e9, across=40e9, disk=2e9,                 # bytes a second that a GPU takes in a gather: within a node, between nodes; of the shared disk
-    overhead=3 * GIB, hop=15e-6)                         # CUDA context, NCCL, what a sleeping vLLM keeps (its CUDA graphs); seconds of an all-reduce in vLLM
 
-SHAPES = {   # published config.json: hidden, layers, heads, KV heads, intermediate, vocabulary, head_dim, tied embeddings, kind
-    "Qwen/Qwen2.5-0.5B": (896, 24, 14, 2, 4864, 151936, 64, True, "qwen2"),
-    "Qwen/Qwen2.5-1.5B": (1536, 28, 12, 2, 8960, 151936, 128, True, "qwen2"),
-    "nvidia/OpenMath-Nemotron-1.5B": (1536, 28, 12, 2, 8960, 151936, 128, True, "qwen2"),
-    "deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B": (1536, 28, 12, 2, 8960, 151936, 128, False, "qwen2"),
-    "Vinnnf/Thinkless-1.5B-RL-DeepScaleR": (1536, 28, 12, 2, 8960, 151936, 128, False, "qwen2"),
-    "Qwen/Qwen2.5-7B": (3584, 28, 28, 4, 18944, 152064, 128, False, "qwen2"),
-    "deepseek-ai/DeepSeek-R1-Distill-Qwen-7B": (3584, 28, 28, 4, 18944, 152064, 128, False, "qwen2"),
-    "Qwen/Qwen2.5-32B": (5120, 64, 40, 8, 27648, 152064, 128, False, "qwen2"),
-    "Qwen/Qwen2.5-72B": (8192, 80, 64, 8, 29568, 152064, 128, False, "qwen2"),
-    "facebook/cwm-sft": (6144, 64, 48, 8, 21504, 128256, 128, False, "cwm"),
-    "meta-llama/Meta-Llama-3-70B": (8192, 80, 64, 8, 28672, 128256, 128, False, "llama")}
+# Of an H200 in nodes of 8. Measure your own and edit
+ASSUMPTIONS = dict(
+    flops=989e12,  # dense bf16 peak of a GPU, FLOP/s
+    mfu=0.4,  # the share of it that training reaches
+    bandwidth=4.8e12,  # of its memory, bytes/s
+    read=0.6,  # the share of it that decoding reaches
+    inside=300e9,  # bytes/s that a GPU takes in a gather within a node
+    across=40e9,  # and between nodes
+    disk=2e9,  # bytes/s of the shared disk
+    overhead=3 * GIB,  # CUDA context, NCCL, what a sleeping vLLM keeps (its CUDA graphs)
+    hop=15e-6,  # seconds of an all-reduce in vLLM
+)
+
+
+# ==== 1. Shapes =================================================================================
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What of a model's config.json decides its size."""
+
+    hidden: int
+    layers: int
+    heads: int
+    kv: int  # heads of keys and values
+    inter: int  # width of the MLP
+    vocab: int
+    head: int  # width of a head
+    tied: bool  # the output head is the embedding
+    kind: str  # model_type
+    window: int = 0  # of sliding attention; 0: none
+
+
+# Published config.json: hidden, layers, heads, KV heads, intermediate, vocabulary, head, tied, kind
+# fmt: off
+SHAPES = {
+    "Qwen/Qwen2.5-0.5B": Shape(896, 24, 14, 2, 4864, 151936, 64, True, "qwen2"),
+    "Qwen/Qwen2.5-1.5B": Shape(1536, 28, 12, 2, 8960, 151936, 128, True, "qwen2"),
+    "nvidia/OpenMath-Nemotron-1.5B": Shape(1536, 28, 12, 2, 8960, 151936, 128, True, "qwen2"),
+    "deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B":
+        Shape(1536, 28, 12, 2, 8960, 151936, 128, False, "qwen2"),
+    "Vinnnf/Thinkless-1.5B-RL-DeepScaleR":
+        Shape(1536, 28, 12, 2, 8960, 151936, 128, False, "qwen2"),
+    "Qwen/Qwen2.5-7B": Shape(3584, 28, 28, 4, 18944, 152064, 128, False, "qwen2"),
+    "deepseek-ai/DeepSeek-R1-Distill-Qwen-7B":
+        Shape(3584, 28, 28, 4, 18944, 152064, 128, False, "qwen2"),
+    "Qwen/Qwen2.5-32B": Shape(5120, 64, 40, 8, 27648, 152064, 128, False, "qwen2"),
+    "Qwen/Qwen2.5-72B": Shape(8192, 80, 64, 8, 29568, 152064, 128, False, "qwen2"),
+    "facebook/cwm-sft": Shape(6144, 64, 48, 8, 21504, 128256, 128, False, "cwm", 8192),
+    "meta-llama/Meta-Llama-3-70B": Shape(8192, 80, 64, 8, 28672, 128256, 128, False, "llama"),
+}
+# fmt: on
 KINDS = ("qwen2", "llama", "cwm", "mistral", "qwen3")
 
+
 def read_shape(model):
-    """The model's shape: a folder's config.json, the table above, or the hub's config.json; SystemExit 2 where none can be had."""
-    names = ("hidden", "layers", "heads", "kv", "inter", "vocab", "head", "tied", "kind")
+    """The model's Shape: from a folder's config.json, from the table above, or from the hub's
+    config.json. Exit code 2 and one line where none can be had."""
     known = SHAPES.get(model.removesuffix("-Instruct"))
     if known and not Path(model).is_dir():
-        return SimpleNamespace(**dict(zip(names, known)), window=8192 if known[8] == "cwm" else 0)
-    if model == "tiny":   # without its warm-up
-        from harness import tiny
-        with torch.device("meta"):
-            config = tiny.make_model(tiny.make_tokenizer()).config
-    else:
-        from transformers import AutoConfig
-        try:
-            config = AutoConfig.from_pretrained(model)
-        except Exception as error:
-            die(f"model = {model!r}: no such folder, not in plan.py's table, and the hub says: {one_line(error)}")
+        return known
+
+    # Not in the table
+    config = tiny_config() if model == "tiny" else read_config(model)
     if config.model_type not in KINDS:
         die(f"model = {model!r} is of kind {config.model_type!r}; plan.py knows {', '.join(KINDS)}")
-    head, c = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads, config
-    values = (c.hidden_size, c.num_hidden_layers, c.num_attention_heads, c.num_key_value_heads, c.intermediate_size, c.vocab_size, head, c.tie_word_embeddings, c.model_type)
-    return SimpleNamespace(**dict(zip(names, values)), window=getattr(c, "sliding_window", None) or 0)
+
+    head = getattr(config, "head_dim", None)  # most do not say
+    return Shape(
+        hidden=config.hidden_size,
+        layers=config.num_hidden_layers,
+        heads=config.num_attention_heads,
+        kv=config.num_key_value_heads,
+        inter=config.intermediate_size,
+        vocab=config.vocab_size,
+        head=head or config.hidden_size // config.num_attention_heads,
+        tied=config.tie_word_embeddings,
+        kind=config.model_type,
+        window=getattr(config, "sliding_window", None) or 0,
+    )
+
+
+def tiny_config():
+    """That of the offline default, without its warm-up."""
+    from harness import tiny
+
+    with torch.device("meta"):
+        return tiny.make_model(tiny.make_tokenizer()).config
+
+
+def read_config(model):
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(model)
+    except Exception as error:
+        die(
+            f"model = {model!r}: no such folder, not in plan.py's table, and the hub says: "
+            f"{one_line(error)}"
+        )
+
 
 def parameters(m):
     """(all, of one block), exactly."""
-    q, kv = m.heads * m.head, m.kv * m.head
+    q = m.heads * m.head
+    kv = m.kv * m.head
     block = 2 * m.hidden * (q + kv) + 3 * m.hidden * m.inter + 2 * m.hidden
-    block += {"qwen2": q + 2 * kv, "qwen3": 2 * m.head}.get(m.kind, 0)   # biases of q, k and v; norms of q and k
-    return (2 - m.tied) * m.vocab * m.hidden + m.layers * block + m.hidden, block
+    if m.kind == "qwen2":
+        block += q + 2 * kv  # biases of q, k and v
+    if m.kind == "qwen3":
+        block += 2 * m.head  # norms of q and k
+    embeddings = (2 - m.tied) * m.vocab * m.hidden
+    return embeddings + m.layers * block + m.hidden, block
+
 
 def context(m, n):
-    """Tokens whose keys a sequence of n keeps, summed over the layers. CWM: layers 0, 4, 8, .. see all, the others their window."""
+    """Tokens whose keys a sequence of n keeps, summed over the layers. CWM: layers 0, 4, 8, .. see
+    all of them, the others their window."""
     full = math.ceil(m.layers / 4) if m.kind == "cwm" else m.layers
     return full * n + (m.layers - full) * min(n, m.window or n)
 
+
 def activations(m, N, c, checkpointing):
-    """Bytes that a forward keeps for its backward. A block, a token: two norms (input in fp32, normed, scaled), q, k, v and the output
-    of attention, and four of the MLP's width."""
-    block = N * (2 * m.hidden * (4 + 2 * c) + 2 * c * (m.heads + m.kv) * m.head + 4 * c * m.inter)
-    return (m.layers * N * m.hidden * c + block if checkpointing else m.layers * block) + N * m.hidden * (4 + 3 * c)   # the last norm, the head's input
+    """Bytes that a forward of N tokens keeps for its backward."""
+    # Of a block: two norms (their input in fp32, normed, scaled); q, k, v and the output of
+    # attention; four of the MLP's width
+    norms = 2 * m.hidden * (4 + 2 * c)
+    attention = 2 * c * (m.heads + m.kv) * m.head
+    mlp = 4 * c * m.inter
+    block = N * (norms + attention + mlp)
+
+    # With recomputation the inputs of all blocks, and one block at a time comes back
+    blocks = m.layers * block
+    if checkpointing:
+        blocks = m.layers * N * m.hidden * c + block
+    return blocks + N * m.hidden * (4 + 3 * c)  # the last norm, and the head's input
+
+
+# ==== 2. The estimate ===========================================================================
+
+
+def has_reference(cfg):
+    """Whether a frozen copy of the model is kept, by the OBJECTIVES of the file that cfg is of."""
+    objectives = sys.modules[type(cfg).__module__].OBJECTIVES
+    return bool(cfg.kl_coef or "ref" in objectives[cfg.objective].needs)
+
 
 def estimate(cfg, m, gpus, memory, length, cpu=False):
-    """Everything that is printed, as {name: bytes, FLOPs, seconds or counts}, for one GPU where bytes are meant."""
-    (P, block), frozen, on = parameters(m), bool(cfg.kl_coef or "ref" in OBJECTIVES[cfg.objective].needs), not cfg.offload   # offload: shards live in the CPU's memory
-    A, S, c, W, passes = SimpleNamespace(**ASSUMPTIONS), cfg.shard_size or gpus, 4 if cpu else 2, gpus, cfg.epochs
-    sharded, prompt, longest = not cpu or W > 1, min(cfg.max_prompt_tokens, 256), cfg.max_prompt_tokens + cfg.max_tokens
-    tokens = (samples := cfg.prompts * cfg.group) * (prompt + length)
-    micro = math.ceil(tokens / W / cfg.minibatches / cfg.micro_tokens)   # micro-batches of a rank in an optimizer step
-    C = min(cfg.head_chunk or 4096, N := max(min(cfg.micro_tokens, math.ceil(tokens / W / cfg.minibatches)), longest))
-    whole_gradients = sharded and not cfg.reduce_each and micro > 1      # FSDP2 keeps them unsharded, in fp32, until the last micro-batch
-    r = dict(parameters=P, weights=4 * P / S * on, moments=8 * P / S * on, reference=4 * P / S * frozen * on,
-             gradients=4 * P if whole_gradients else 4 * P / S * on, gathered=c * (P - m.layers * block + 2 * block) + 4 * block if sharded else 0,
-             activations=activations(m, N, c, cfg.checkpointing), head=(16 if cpu else 10) * C * m.vocab + (4 + c) * m.vocab * m.hidden + 2 * c * N * m.hidden,
-             vllm_weights=c * P / cfg.tensor_parallel, kv_token=2 * c * m.kv * m.head / min(cfg.tensor_parallel, m.kv))
-    vllm = r["vllm_weights"] + cfg.vllm_memory * GIB if cpu else cfg.vllm_memory * memory
-    r["kv_cache"] = max(vllm - r["vllm_weights"] - (not cpu) * 2 * GIB, 0)   # vLLM's own activations and graphs: 2 GiB
-    resident, on_top = r["weights"] + r["moments"] + r["reference"] + (0 if cpu else A.overhead), r["gradients"] + r["gathered"] + r["activations"] + r["head"]
-    r |= dict(resident=resident, training=resident + on_top + vllm * cpu, rollout=resident + vllm + 2 * c * m.vocab * m.hidden + on_top * cpu)
-    # A step's FLOPs: 2 per weight and token forward, 4 backward, 2 to recompute; attention on top. Looking embeddings up costs none
-    matrices, attention = P - (not m.tied) * m.vocab * m.hidden, 2 * 2 * m.heads * m.head * context(m, (prompt + length) / 2)
-    forward = tokens * (2 * matrices + attention)
-    extra = (cfg.minibatches * passes > 1) + frozen                      # the old log-probs, the reference's
-    r |= dict(tokens=tokens, micro=micro, flops_rollout=forward, flops_train=forward * (passes * (4 if cfg.checkpointing else 3) + extra))
-    network, own = A.inside if W <= 8 else A.across, math.ceil(samples / max(W // cfg.tensor_parallel, 1))   # responses of an engine
-    kv = r["kv_token"] * context(m, prompt + length)                     # of one sequence at its end; on average it has half
-    at_once = max(min(cfg.vllm_seqs, own, int(r["kv_cache"] / kv)), 1)
-    step = lambda n: max((r["vllm_weights"] + n * kv / 2) / (A.bandwidth * A.read), n * forward / tokens / cfg.tensor_parallel / (A.flops * A.mfu)) + 2 * m.layers * A.hop * (cfg.tensor_parallel > 1)
-    decode = own * length / at_once
-    gathers = (2 * (micro * cfg.minibatches * passes) + extra * micro * cfg.minibatches) * 2 * P + (micro if cfg.reduce_each else 1) * cfg.minibatches * passes * 4 * P
-    r |= dict(at_once=at_once, seconds_rollout=decode * step(at_once) + max(cfg.max_tokens - decode, 0) * step(1),   # the longest response ends alone
-              seconds_compute=r["flops_train"] / W / (A.flops * A.mfu), seconds_network=gathers / network * (S > 1), seconds_sync=2 * P / network * (W > 1) + 2 * P / A.bandwidth)
-    r["seconds_train"] = max(r["seconds_compute"], r["seconds_network"])  # the one overlaps the other
-    r |= dict(seconds=r["seconds_rollout"] + r["seconds_train"] + r["seconds_sync"], checkpoint=(saved := (12 + 4 * (frozen and cfg.ref_every > 0)) * P), export=(4 if cpu else 2) * P, seconds_checkpoint=saved / A.disk, longest=longest, N=N, C=C)
-    r["fits"] = max(r["training"], r["rollout"]) <= memory and r["kv_cache"] >= r["kv_token"] * context(m, longest)
+    """Everything that is printed, {name: bytes, FLOPs, seconds or counts}. Bytes are of one GPU.
+
+    m: the model's Shape; memory: bytes of a GPU; length: mean tokens of a response.
+    """
+    r = batch_size(cfg, gpus, length)
+    r |= training_bytes(cfg, m, gpus, r, cpu)
+    r |= generating_bytes(cfg, m, memory, cpu)
+
+    # Both at once on a CPU, where vLLM cannot sleep
+    on_top = r["gradients"] + r["gathered"] + r["activations"] + r["head"]
+    c = 4 if cpu else 2
+    r["training"] = r["resident"] + on_top
+    r["rollout"] = r["resident"] + r["vllm"] + 2 * c * m.vocab * m.hidden
+    if cpu:
+        r["training"] += r["vllm"]
+        r["rollout"] += on_top
+    longest_kv = r["kv_token"] * context(m, r["longest"])
+    r["fits"] = max(r["training"], r["rollout"]) <= memory and r["kv_cache"] >= longest_kv
+
+    r |= step_flops(cfg, m, length, r)
+    r |= step_seconds(cfg, m, gpus, length, r)
+    r |= disk_bytes(cfg, r["parameters"], cpu)
     return r
 
-def advise(cfg, m, gpus, memory, length):
-    """(flags that make it fit, or None; the estimate with them). Changes are tried from the cheapest on; those that do not help are left out."""
-    at = lambda flags: estimate(dataclasses.replace(cfg, **flags), m, gpus, memory, length)
-    over = lambda r: max(r["training"] - memory, 0) + max(r["rollout"] - memory, 0) + 1e12 * (r["kv_cache"] < r["kv_token"] * context(m, r["longest"]))
-    longest, flags, best = cfg.max_prompt_tokens + cfg.max_tokens, {}, at({})
-    shares = [dict(tensor_parallel=t) for t in (2, 4, 8) if t > cfg.tensor_parallel and gpus % t == 0 == m.heads % t]
-    for trial in [dict(checkpointing=True), dict(reduce_each=True), dict(shard_size=0), *shares, *[dict(micro_tokens=longest)] * (longest < cfg.micro_tokens),
-                  dict(head_chunk=1024), *(dict(vllm_memory=x) for x in (0.7, 0.8, 0.5, 0.4, 0.3, 0.2)), dict(offload=True), dict(reduce_each=True)]:
-        if not best["fits"] and over(r := at({**flags, **trial})) < over(best):
-            flags, best = {**flags, **trial}, r
-    for key in [*flags] if best["fits"] else ():   # what a later flag made needless
-        if (r := at(fewer := {k: v for k, v in flags.items() if k != key}))["fits"] and r["seconds"] < 1.1 * best["seconds"]:
-            flags, best = fewer, r
-    for trial in shares if best["fits"] else ():   # more room for the KV cache, where it pays
-        if (r := at({**flags, **trial}))["fits"] and r["seconds"] < 0.8 * best["seconds"]:
-            flags, best = {**flags, **trial}, r
-    return flags if best["fits"] else None, best
 
-size = lambda x: f"{x / GIB:10,.2f} GiB" if x >= GIB / 10 else f"{x / 2**20:10,.2f} MiB"
-time = lambda x: f"{x:,.0f} s" if x < 6000 else f"{x / 3600:,.1f} h"
-spell = lambda flags, quote="": " ".join(f"{quote}--{k} {str(v).lower()}{quote}" for k, v in flags.items())
+def batch_size(cfg, gpus, length):
+    """Tokens of a batch, micro-batches of a rank in an optimizer step, tokens of a forward."""
+    prompt = min(cfg.max_prompt_tokens, 256)  # assumed: few prompts are as long as they may be
+    tokens = cfg.prompts * cfg.group * (prompt + length)
+    share = tokens / gpus / cfg.minibatches  # of a rank in an optimizer step
+    longest = cfg.max_prompt_tokens + cfg.max_tokens
+    N = max(min(cfg.micro_tokens, math.ceil(share)), longest)
+    return dict(
+        prompt=prompt,
+        tokens=tokens,
+        micro=math.ceil(share / cfg.micro_tokens),
+        longest=longest,
+        N=N,
+        C=min(cfg.head_chunk or 4096, N),
+    )
+
+
+def training_bytes(cfg, m, gpus, batch, cpu):
+    """What a GPU holds at all times ("resident" is the sum), and what comes on top in an update."""
+    P, block = parameters(m)
+    N, C = batch["N"], batch["C"]
+    c = 4 if cpu else 2
+    shard = P / (cfg.shard_size or gpus)
+    is_sharded = not cpu or gpus > 1
+    at_rest = 0 if cfg.offload else shard  # offload: shards live in the CPU's memory
+
+    # Held at all times
+    r = dict(parameters=P)
+    r["weights"] = 4 * at_rest
+    r["moments"] = 8 * at_rest
+    r["reference"] = 4 * at_rest if has_reference(cfg) else 0
+    r["resident"] = r["weights"] + r["moments"] + r["reference"]
+    if not cpu:
+        r["resident"] += ASSUMPTIONS["overhead"]
+
+    # FSDP2 keeps gradients whole, in fp32, until the last micro-batch
+    is_whole = is_sharded and not cfg.reduce_each and batch["micro"] > 1
+    r["gradients"] = 4 * P if is_whole else 4 * at_rest
+    r["gathered"] = 0
+    if is_sharded:  # embeddings, head and two blocks; a block's gradients
+        r["gathered"] = c * (P - m.layers * block + 2 * block) + 4 * block
+    r["activations"] = activations(m, N, c, cfg.checkpointing)
+    logit = 16 if cpu else 10  # bytes: the logit, its gradient, and copies
+    r["head"] = logit * C * m.vocab + (4 + c) * m.vocab * m.hidden + 2 * c * N * m.hidden
+    return r
+
+
+def generating_bytes(cfg, m, memory, cpu):
+    """What vLLM takes, in all and for what."""
+    P, _ = parameters(m)
+    c = 4 if cpu else 2
+    weights = c * P / cfg.tensor_parallel
+    # On a CPU vllm_memory is GiB of cache, on a GPU a share of the whole
+    if cpu:
+        vllm = weights + cfg.vllm_memory * GIB
+        own = 0
+    else:
+        vllm = cfg.vllm_memory * memory
+        own = 2 * GIB  # its activations and graphs
+    return dict(
+        vllm=vllm,
+        vllm_weights=weights,
+        kv_token=2 * c * m.kv * m.head / min(cfg.tensor_parallel, m.kv),  # of one layer
+        kv_cache=max(vllm - weights - own, 0),
+    )
+
+
+def step_flops(cfg, m, length, r):
+    """2 per weight and token in a forward, 4 in a backward, 2 to recompute; attention on top.
+    Looking embeddings up costs none."""
+    P = r["parameters"]
+    matrices = P - (not m.tied) * m.vocab * m.hidden
+    attention = 2 * 2 * m.heads * m.head * context(m, (r["prompt"] + length) / 2)
+    forward = r["tokens"] * (2 * matrices + attention)
+    forwards = cfg.epochs * (4 if cfg.checkpointing else 3)
+    return dict(flops_rollout=forward, flops_train=forward * (forwards + frozen_forwards(cfg)))
+
+
+def frozen_forwards(cfg):
+    """Forwards of a whole batch without a backward: the old log-probs, the reference's."""
+    return (cfg.minibatches * cfg.epochs > 1) + has_reference(cfg)
+
+
+def step_seconds(cfg, m, gpus, length, r):
+    P = r["parameters"]
+    A = ASSUMPTIONS
+    network = A["inside"] if gpus <= 8 else A["across"]
+    speed = A["flops"] * A["mfu"]
+
+    # Generating: an engine decodes its responses `at_once` at a time; the longest one ends alone
+    kv = r["kv_token"] * context(m, r["prompt"] + length)  # of one sequence at its end
+    own = math.ceil(cfg.prompts * cfg.group / max(gpus // cfg.tensor_parallel, 1))
+    at_once = max(min(cfg.vllm_seqs, own, int(r["kv_cache"] / kv)), 1)
+    token_flops = r["flops_rollout"] / r["tokens"] / cfg.tensor_parallel
+    hops = 2 * m.layers * A["hop"] * (cfg.tensor_parallel > 1)
+
+    def decoding(n):
+        """Seconds of one token of each of n sequences, which on average have half of their KV."""
+        reading = (r["vllm_weights"] + n * kv / 2) / (A["bandwidth"] * A["read"])
+        return max(reading, n * token_flops / speed) + hops
+
+    steps = own * length / at_once
+    alone = max(cfg.max_tokens - steps, 0)
+    rollout = steps * decoding(at_once) + alone * decoding(1)
+
+    # Training: computing and the network overlap. Weights are gathered in bf16 for each forward
+    # and backward, gradients reduced in fp32
+    updates = cfg.minibatches * cfg.epochs
+    passes = 2 * (r["micro"] * updates) + frozen_forwards(cfg) * r["micro"] * cfg.minibatches
+    reductions = (r["micro"] if cfg.reduce_each else 1) * updates
+    gathers = passes * 2 * P + reductions * 4 * P
+    is_sharded = (cfg.shard_size or gpus) > 1
+    seconds_compute = r["flops_train"] / gpus / speed
+    seconds_network = gathers / network * is_sharded
+    train = max(seconds_compute, seconds_network)
+    sync = 2 * P / network * (gpus > 1) + 2 * P / A["bandwidth"]
+    return dict(
+        at_once=at_once,
+        seconds_rollout=rollout,
+        seconds_compute=seconds_compute,
+        seconds_network=seconds_network,
+        seconds_train=train,
+        seconds_sync=sync,
+        seconds=rollout + train + sync,
+    )
+
+
+def disk_bytes(cfg, P, cpu):
+    """fp32 weights and moments, and those of a reference that moves; the export."""
+    checkpoint = 12 * P
+    if has_reference(cfg) and cfg.ref_every > 0:
+        checkpoint += 4 * P
+    return dict(
+        checkpoint=checkpoint,
+        seconds_checkpoint=checkpoint / ASSUMPTIONS["disk"],
+        export=(4 if cpu else 2) * P,
+    )
+
+
+# ==== 3. Advice =================================================================================
+
+
+def advise(cfg, m, gpus, memory, length):
+    """(flags that make it fit, or None; the estimate with them)."""
+
+    def plan(flags):
+        return estimate(dataclasses.replace(cfg, **flags), m, gpus, memory, length)
+
+    # From the cheapest change on; those that do not help are left out
+    flags = {}
+    best = plan(flags)
+    for trial in cheapest_first(cfg, m, gpus):
+        if not best["fits"]:
+            r = plan(flags | trial)
+            if excess(r, m, memory) < excess(best, m, memory):
+                flags, best = flags | trial, r
+    if not best["fits"]:
+        return None, best
+
+    # What a later flag made needless
+    for key in list(flags):
+        fewer = {k: v for k, v in flags.items() if k != key}
+        r = plan(fewer)
+        if r["fits"] and r["seconds"] < 1.1 * best["seconds"]:
+            flags, best = fewer, r
+
+    # More room for the KV cache, where it pays
+    for trial in shared_engines(cfg, m, gpus):
+        r = plan(flags | trial)
+        if r["fits"] and r["seconds"] < 0.8 * best["seconds"]:
+            flags, best = flags | trial, r
+    return flags, best
+
+
+def shared_engines(cfg, m, gpus):
+    """More ranks to an engine, as far as they and the heads divide."""
+    sizes = [t for t in (2, 4, 8) if t > cfg.tensor_parallel]
+    return [dict(tensor_parallel=t) for t in sizes if gpus % t == 0 and m.heads % t == 0]
+
+
+def cheapest_first(cfg, m, gpus):
+    """Changes that may make a run fit."""
+    # What costs seconds, then what costs generating, then the CPU's memory in place of the GPU's
+    trials = [dict(checkpointing=True), dict(reduce_each=True), dict(shard_size=0)]
+    trials += shared_engines(cfg, m, gpus)
+    longest = cfg.max_prompt_tokens + cfg.max_tokens
+    if longest < cfg.micro_tokens:
+        trials.append(dict(micro_tokens=longest))
+    trials.append(dict(head_chunk=1024))
+    trials += [dict(vllm_memory=share) for share in (0.7, 0.8, 0.5, 0.4, 0.3, 0.2)]
+    trials += [dict(offload=True), dict(reduce_each=True)]
+    return trials
+
+
+def excess(r, m, memory):
+    """Bytes that a plan lacks; a KV cache too small for one sequence counts as more than any."""
+    lacking = max(r["training"] - memory, 0) + max(r["rollout"] - memory, 0)
+    if r["kv_cache"] < r["kv_token"] * context(m, r["longest"]):
+        lacking += 1e12
+    return lacking
+
+
+# ==== 4. Printing ===============================================================================
+
+
+def size(x):
+    if x >= GIB / 10:
+        return f"{x / GIB:10,.2f} GiB"
+    return f"{x / 2**20:10,.2f} MiB"
+
+
+def duration(seconds):
+    if seconds < 6000:
+        return f"{seconds:,.0f} s"
+    return f"{seconds / 3600:,.1f} h"
+
+
+def spell(flags, quote=""):
+    return " ".join(f"{quote}--{k} {str(v).lower()}{quote}" for k, v in flags.items())
+
 
 def show(cfg, m, gpus, memory, length, cpu):
     """Print the estimate; returns it."""
-    r, A, P = estimate(cfg, m, gpus, memory, length, cpu), ASSUMPTIONS, parameters(m)[0]
-    print(f"{cfg.model}: {P:,} parameters, {m.layers} layers of width {m.hidden}; {gpus} x {memory / GIB:.0f} GiB, shards of {cfg.shard_size or gpus}, vLLM over {cfg.tensor_parallel}\n\n"
-          f"bytes of each {'rank, fp32 throughout' if cpu else 'GPU'}")
-    whole = r["gradients"] > 4 * P / (cfg.shard_size or gpus)
-    for text, value in [("fp32 weights, sharded", r["weights"]), ("Adam's two moments, sharded", r["moments"]), ("frozen reference, sharded", r["reference"]),
-                        ("CUDA, NCCL, a sleeping vLLM (assumed)", 0 if cpu else A["overhead"]), ("held at all times", r["resident"]),
-                        (f"+ gradients, fp32, {'whole until the last micro-batch' if whole else 'sharded'}", r["gradients"]),
-                        ("+ gathered weights: two blocks, embeddings and head", r["gathered"]),
-                        (f"+ activations of {r['N']:,} tokens, {'recomputed' if cfg.checkpointing else 'kept'}", r["activations"]),
-                        (f"+ head: logits of {r['C']:,} tokens, its fp32 gradient", r["head"]), ("training needs", r["training"]),
-                        ("+ vLLM's weights", r["vllm_weights"]), (f"+ KV cache: {r['at_once']} sequences at once", r["kv_cache"]), ("generating needs", r["rollout"])]:
-        print(f"  {text:58}{size(value)}" if value else "", end="\n" * bool(value))
-    need = max(r["training"], r["rollout"])
-    flags, better = (None, r) if r["fits"] or cpu else advise(cfg, m, gpus, memory, length)
-    print(f"It fits: {need / memory:.0%} of {memory / GIB:.0f} GiB." if r["fits"] else f"It does not fit {memory / GIB:.0f} GiB. " + (
-          f"It would with {spell(flags)}: {max(better['training'], better['rollout']) / GIB:.0f} GiB." if flags else
-          f"No flag helps: more GPUs (--gpus {2 * gpus}), a shorter max_tokens = {cfg.max_tokens} or a smaller model."))
-    print(f"\na step: {cfg.prompts} x {cfg.group} responses of {length:,.0f} tokens on average (assumed), {r['tokens']:,.0f} tokens with their prompts\n"
-          f"  generating {r['flops_rollout']:.2e} FLOPs, training {r['flops_train']:.2e}, in {cfg.minibatches * cfg.epochs} optimizer steps of {r['micro']} micro-batches on each rank")
-    if not cpu:
-        print(f"  {time(r['seconds'])} = generating {time(r['seconds_rollout'])} + training {time(r['seconds_train'])} (computing {time(r['seconds_compute'])}, the network {time(r['seconds_network'])}, "
-              f"overlapped) + weights to vLLM {time(r['seconds_sync'])}; verifying not counted\n  if training reaches {A['mfu']:.0%} of {A['flops'] / 1e12:.0f} TFLOP/s, decoding {A['read']:.0%} of {A['bandwidth'] / 1e12:.1f} TB/s, "
-              f"a gather {A['inside'] / 1e9:.0f} GB/s in a node of 8 and {A['across'] / 1e9:.0f} GB/s between\nrun: {cfg.steps} steps, {time(cfg.steps * r['seconds'])}")
-    print(f"checkpoint: {r['checkpoint'] / 1e9:.3f} GB ({time(r['seconds_checkpoint'])} at {A['disk'] / 1e9:.0f} GB/s), {cfg.checkpoint_keep + 1} of them while one is written; export {r['export'] / 1e9:.3f} GB")
+    r = estimate(cfg, m, gpus, memory, length, cpu)
+    print(
+        f"{cfg.model}: {r['parameters']:,} parameters, {m.layers} layers of width {m.hidden}; "
+        f"{gpus} x {memory / GIB:.0f} GiB, shards of {cfg.shard_size or gpus}, "
+        f"vLLM over {cfg.tensor_parallel}\n"
+    )
+    show_bytes(cfg, r, gpus, cpu)
+    show_verdict(cfg, m, r, gpus, memory, length, cpu)
+    show_step(cfg, r, length, cpu)
+    print(
+        f"checkpoint: {r['checkpoint'] / 1e9:.3f} GB ({duration(r['seconds_checkpoint'])} at "
+        f"{ASSUMPTIONS['disk'] / 1e9:.0f} GB/s), {cfg.checkpoint_keep + 1} of them while one is "
+        f"written; export {r['export'] / 1e9:.3f} GB"
+    )
     return r
 
-def table(memory):
-    """The README's: lad.py's defaults but for the model, with the flags that make it fit."""
-    print("| model | GPUs | training | generating | flags it needs | a step | of it generating | checkpoint |\n|---|---|---|---|---|---|---|---|")
-    for model in ("Qwen/Qwen2.5-1.5B", "Qwen/Qwen2.5-7B", "Qwen/Qwen2.5-32B", "meta-llama/Meta-Llama-3-70B"):
+
+def show_bytes(cfg, r, gpus, cpu):
+    is_whole = r["gradients"] > 4 * r["parameters"] / (cfg.shard_size or gpus)
+    gradients = "whole until the last micro-batch" if is_whole else "sharded"
+    kept = "recomputed" if cfg.checkpointing else "kept"
+    overhead = 0 if cpu else ASSUMPTIONS["overhead"]
+    print("bytes of each rank, fp32 throughout" if cpu else "bytes of each GPU")
+    lines = [
+        ("fp32 weights, sharded", r["weights"]),
+        ("Adam's two moments, sharded", r["moments"]),
+        ("frozen reference, sharded", r["reference"]),
+        ("CUDA, NCCL, a sleeping vLLM (assumed)", overhead),
+        ("held at all times", r["resident"]),
+        (f"+ gradients, fp32, {gradients}", r["gradients"]),
+        ("+ gathered weights: two blocks, embeddings and head", r["gathered"]),
+        (f"+ activations of {r['N']:,} tokens, {kept}", r["activations"]),
+        (f"+ head: logits of {r['C']:,} tokens, its fp32 gradient", r["head"]),
+        ("training needs", r["training"]),
+        ("+ vLLM's weights", r["vllm_weights"]),
+        (f"+ KV cache: {r['at_once']} sequences at once", r["kv_cache"]),
+        ("generating needs", r["rollout"]),
+    ]
+    for text, value in lines:
+        if value:
+            print(f"  {text:58}{size(value)}")
+
+
+def show_verdict(cfg, m, r, gpus, memory, length, cpu):
+    need = max(r["training"], r["rollout"])
+    if r["fits"]:
+        print(f"It fits: {need / memory:.0%} of {memory / GIB:.0f} GiB.")
+        return
+    flags = None
+    if not cpu:
+        flags, better = advise(cfg, m, gpus, memory, length)
+    said = f"It does not fit {memory / GIB:.0f} GiB."
+    if flags:
+        need = max(better["training"], better["rollout"])
+        print(f"{said} It would with {spell(flags)}: {need / GIB:.0f} GiB.")
+    else:
+        print(
+            f"{said} No flag helps: more GPUs (--gpus {2 * gpus}), a shorter max_tokens = "
+            f"{cfg.max_tokens} or a smaller model."
+        )
+
+
+def show_step(cfg, r, length, cpu):
+    A = ASSUMPTIONS
+    print(
+        f"\na step: {cfg.prompts} x {cfg.group} responses of {length:,.0f} tokens on average "
+        f"(assumed), {r['tokens']:,.0f} tokens with their prompts\n"
+        f"  generating {r['flops_rollout']:.2e} FLOPs, training {r['flops_train']:.2e}, in "
+        f"{cfg.minibatches * cfg.epochs} optimizer steps of {r['micro']} micro-batches on each rank"
+    )
+    if cpu:
+        return
+    print(
+        f"  {duration(r['seconds'])} = generating {duration(r['seconds_rollout'])} + training "
+        f"{duration(r['seconds_train'])} (computing {duration(r['seconds_compute'])}, the network "
+        f"{duration(r['seconds_network'])}, overlapped) + weights to vLLM "
+        f"{duration(r['seconds_sync'])}; verifying not counted\n"
+        f"  if training reaches {A['mfu']:.0%} of {A['flops'] / 1e12:.0f} TFLOP/s, decoding "
+        f"{A['read']:.0%} of {A['bandwidth'] / 1e12:.1f} TB/s, a gather {A['inside'] / 1e9:.0f} "
+        f"GB/s in a node of 8 and {A['across'] / 1e9:.0f} GB/s between\n"
+        f"run: {cfg.steps} steps, {duration(cfg.steps * r['seconds'])}"
+    )
+
+
+def table(load_config, memory):
+    """A markdown table of lad.py's defaults but for the model, with the flags that make it fit."""
+    print(
+        "| model | GPUs | training | generating | flags it needs | a step | of it generating "
+        "| checkpoint |\n|---|---|---|---|---|---|---|---|"
+    )
+    # Of each model, the defaults on more and more GPUs
+    models = ("Qwen2.5-1.5B", "Qwen2.5-7B", "Qwen2.5-32B", "Meta-Llama-3-70B")
+    for name in models:
+        model = f"meta-llama/{name}" if "Llama" in name else f"Qwen/{name}"
+        cfg = load_config(["--model", model])
         for gpus in (1, 8, 16, 64):
-            flags, r = advise(cfg := load_config(["--model", model]), read_shape(model), gpus, memory, cfg.max_tokens / 2)
-            asked = "**does not fit**" if flags is None else spell(flags, "`") or "none"
-            seconds = f"{r['seconds']:,.0f} s | {r['seconds_rollout'] / r['seconds']:.0%}" if flags is not None else "| "
-            print(f"| {model.split('/')[1]} | {gpus} | {r['training'] / GIB:,.0f} GiB | {r['rollout'] / GIB:,.0f} GiB | {asked} | {seconds} | {r['checkpoint'] / 1e9:,.0f} GB |")
+            flags, r = advise(cfg, read_shape(model), gpus, memory, cfg.max_tokens / 2)
+            if flags is None:
+                asked = "**does not fit**"
+                seconds = "| "
+            else:
+                asked = spell(flags, "`") or "none"
+                share = r["seconds_rollout"] / r["seconds"]
+                seconds = f"{r['seconds']:,.0f} s | {share:.0%}"
+            print(
+                f"| {name} | {gpus} | {r['training'] / GIB:,.0f} GiB | "
+                f"{r['rollout'] / GIB:,.0f} GiB | {asked} | {seconds} | "
+                f"{r['checkpoint'] / 1e9:,.0f} GB |"
+            )
+
+
+# ==== 5. main ===================================================================================
+
+
+def load_program(path):
+    """lad.py, or a copy of it, as a module."""
+    path = Path(path).resolve()
+    if path == LAD:
+        import lad
+
+        return lad
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if spec is None or not path.is_file():
+        die(f"--script {path}: no such Python file; give lad.py or a copy of it")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        die(f"--script {path}: {type(error).__name__}: {one_line(error)}")
+    for name in ("load_config", "Config", "OBJECTIVES"):
+        if not hasattr(module, name):
+            die(f"--script {path} has no {name}: give lad.py or a copy of it")
+    return module
+
+
+def memory_there(cpu):
+    """Bytes of this machine's memory, or of its GPU's; of an H200's where it has none."""
+    if cpu:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_properties(0).total_memory
+    return 139 * GIB
+
+
+def read_own_flags(argv):
+    """(those of plan.py, the rest of the command line, which is lad.py's)."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.error = command.refuse
+    parser.add_argument("--plan", action="store_true")  # as lad.py was started with
+    parser.add_argument("--table", action="store_true")
+    parser.add_argument("--script", default=LAD)
+    for name in ("gpus", "gpu_memory", "length"):
+        parser.add_argument(f"--{name}", default="")
+    return parser.parse_known_args(argv)
+
+
+def read_numbers(own, cfg, cpu):
+    """(GPUs, bytes of each, mean length of a response)."""
+    numbers = dict(gpus=own.gpus, gpu_memory=own.gpu_memory, length=own.length)
+    try:
+        gpus = int(own.gpus or (1 if cpu else 8))
+        memory = float(own.gpu_memory or 0) * GIB or memory_there(cpu)
+        length = float(own.length or cfg.max_tokens / 2)
+    except ValueError:
+        die(f"--gpus, --gpu_memory and --length want numbers, not {numbers}")
+    return gpus, memory, length
+
+
+def check_numbers(cfg, gpus, memory, length):
+    """Exit code 2 and one line where no run could be started so."""
+    if not (gpus >= 1 and 0 < length <= cfg.max_tokens and memory > 0):
+        die(
+            f"--gpus {gpus}, --gpu_memory {memory / GIB:g}, --length {length:g}: positive numbers, "
+            f"and a length up to max_tokens = {cfg.max_tokens}"
+        )
+    # As join() of harness/ranks.py would refuse them
+    divisions = (
+        (f"prompts = {cfg.prompts}", cfg.prompts, gpus * cfg.minibatches),
+        (f"--gpus {gpus}", gpus, cfg.tensor_parallel),
+        (f"--gpus {gpus}", gpus, cfg.shard_size or 1),
+    )
+    for text, value, divisor in divisions:
+        if value % divisor:
+            die(
+                f"{text} does not divide by {divisor}: by GPUs x minibatches = {gpus} x "
+                f"{cfg.minibatches}, tensor_parallel = {cfg.tensor_parallel} or shard_size = "
+                f"{cfg.shard_size}"
+            )
+
 
 def main(argv):
-    """Print the plan of the run that lad.py would do with these flags, and leave: exit code 0, 1 if it does not fit, 2 for bad input."""
-    argv, wanted, own = [a for a in argv if a not in ("--plan", "--table")], "--table" in argv, dict(gpus="", gpu_memory="", length="")
-    for key in own:
-        if f"--{key}" in argv[:-1]:
-            i = argv.index(f"--{key}")
-            own[key], argv[i: i + 2] = argv[i + 1], []
-    cfg, cuda = load_config(argv), torch.cuda.is_available()
-    cpu = cfg.device == "cpu" or cfg.device == "auto" and not cuda
-    there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if cpu else torch.cuda.get_device_properties(0).total_memory if cuda else 139 * GIB
-    try:
-        gpus, memory, length = int(own["gpus"] or (1 if cpu else 8)), float(own["gpu_memory"] or 0) * GIB or there, float(own["length"] or cfg.max_tokens / 2)
-    except ValueError:
-        die(f"--gpus, --gpu_memory and --length want numbers, not {own}")
-    if wanted:
-        return table(memory)
-    if not (gpus >= 1 and 0 < length <= cfg.max_tokens and memory > 0):
-        die(f"--gpus {gpus}, --gpu_memory {memory / GIB:g}, --length {length:g}: positive numbers, and a length up to max_tokens = {cfg.max_tokens}")
-    for text, value, divisor in ((f"prompts = {cfg.prompts}", cfg.prompts, gpus * cfg.minibatches), (f"--gpus {gpus}", gpus, cfg.tensor_parallel), (f"--gpus {gpus}", gpus, cfg.shard_size or 1)):
-        if value % divisor:
-            die(f"{text} does not divide by {divisor}: by GPUs x minibatches = {gpus} x {cfg.minibatches}, tensor_parallel = {cfg.tensor_parallel} or shard_size = {cfg.shard_size}")
-    raise SystemExit(0 if show(cfg, read_shape(cfg.model), gpus, memory, length, cpu)["fits"] else 1)
+    """Print the plan of the run that lad.py would do with these flags, and leave: exit code 0, 1 if
+    it does not fit, 2 for bad input."""
+    own, rest = read_own_flags(argv)
+    program = load_program(own.script)
+    cfg = program.load_config(rest)
+
+    # Where it is to run
+    cpu = cfg.device == "cpu" or (cfg.device == "auto" and not torch.cuda.is_available())
+    gpus, memory, length = read_numbers(own, cfg, cpu)
+    if own.table:
+        table(program.load_config, memory)
+        return
+    check_numbers(cfg, gpus, memory, length)
+    r = show(cfg, read_shape(cfg.model), gpus, memory, length, cpu)
+    raise SystemExit(0 if r["fits"] else 1)
+
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    command.run(main)
