@@ -69,7 +69,7 @@ from harness.data import find_model, is_chat, read_rows
 from harness.metrics import distinct_n, overlap, summarize, words
 from harness.metrics import pass_at_k as pass_at_k  # for whoever imports this file
 from harness.ranks import print0
-from harness.responses import answer_key, response_texts, solution_key
+from harness.responses import answer_key, response_texts, solution_key, text_key
 from harness.settings import checked, did_you_mean, die, one_line, program
 
 # ==== 1. Flags ==================================================================================
@@ -280,7 +280,7 @@ def make_record(settings, problem, outputs, tokenizer, verifier):
         truncated=[output.finish_reason == "length" for output in outputs],
         answers=[answer_key(kind, text) for text in texts],
         solutions=[digest.digest(solution_key(kind, text)) for text in texts],
-        texts=[digest.digest("".join(text.split())) for text in texts],
+        texts=[digest.digest(text_key(text)) for text in texts],
         **diversity_of(tokens, rewards, set(tokenizer.all_special_ids)),
         responses=texts,
     )

@@ -5,9 +5,8 @@ another.
 lad.py and eval.py both go through here, so that the same tokens get the same score from both.
 """
 
-import re
-
 from harness.metrics import normal_form
+from harness.sandbox import BLOCK
 
 # ==== 1. The text that the verifier sees ========================================================
 
@@ -54,6 +53,11 @@ def solution_key(kind, text):
     if kind == "code":
         program = last_program(text)
         return normal_form(program) if program else ""
+    return text_key(text)
+
+
+def text_key(text):
+    """What two responses are compared by as texts: all but white space, the thoughts included."""
     return "".join(text.split())
 
 
@@ -107,14 +111,9 @@ def expression(text):
     return sides[0]
 
 
-# The fence of a Python block, as verify.py has it. REPLACE: by the one parser of fences, when it is
-# there; last_program is all that uses it
-BLOCK = re.compile(r"^[ \t]*```[ \t]*(?:python3?|py|Python)?[ \t]*\n(.*?)^[ \t]*```", re.S | re.M)
-
-
 def last_program(text):
     """The program of a response, or ""."""
-    blocks = BLOCK.findall(text.rpartition("</think>")[2])
+    blocks = BLOCK.findall(verifier().after_thinking(text))
     return blocks[-1] if blocks else ""
 
 

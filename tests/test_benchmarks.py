@@ -661,10 +661,3 @@ def test_contests_come_from_the_api_once_and_then_from_the_cache(tmp_path):
     contest = codeforces.contest("7", cache, url) | {"problems": {"A": 1000}}
     rating = codeforces.contest_rating(contest, {"A": [False] * 3 + [True]})
     assert rating == pytest.approx(1500 - 400 * math.log10(151 / 50))
-
-
-def test_the_fence_of_a_program_is_verify_py_s():
-    """One parser is to come; until then the two copies agree."""
-    from harness import sandbox
-
-    assert responses.BLOCK.pattern == sandbox.BLOCK.pattern
