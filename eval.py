@@ -90,6 +90,16 @@ SHARED = ("seed", "temperature", "top_p", "max_tokens", "max_prompt_tokens", "pr
 SHARED += ("chat", "system", "device", "tensor_parallel", "vllm_memory", "vllm_seqs", "vllm_eager")
 SHARED += ("verify_workers", "verify_timeout")
 
+# What is said of those that mean something else here than in training
+HELP = dict(
+    seed="of sampling",
+    temperature="of sampling (default 0.6)",
+    top_p="nucleus sampling (default 0.95)",
+    max_tokens="of a response (default 8192)",
+    max_prompt_tokens="a longer prompt ends the program (default 2048)",
+    prompt="template over a row's fields, or the name of one: boxed, program, function",
+)
+
 
 def parse(argv, benches):
     """The flags. Those that are lad.py's knobs are checked as lad.py checks them and stand in
@@ -166,7 +176,8 @@ def add_flags(parser, benches):
     add("start", "", "LiveCodeBench: only problems of contests from this day on, as 2024-08-01")
     add("end", "", "LiveCodeBench: only problems of contests up to this day, and on it")
     for key in SHARED:
-        parser.add_argument(f"--{key}", help=lad.KNOBS[key].metadata["help"].replace("%", "%%"))
+        help = HELP.get(key, lad.KNOBS[key].metadata["help"])
+        parser.add_argument(f"--{key}", help=help.replace("%", "%%"))
 
 
 # ==== 2. Generating and scoring =================================================================

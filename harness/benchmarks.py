@@ -162,8 +162,9 @@ def fill(template, row, where):
 
 
 # ==== 3. LiveCodeBench, arXiv 2403.07974 ========================================================
-# A release is a number of files, not a window of dates: version 1 is test.jsonl, each later one adds
-# a file. The files overlap in time: a window over all of them holds other problems than a release.
+# A release is a number of files, not a window of dates: version 1 is test.jsonl, each later one
+# adds a file. The files overlap in time: a window over all of them holds other problems than a
+# release.
 
 TESTS = ("public_test_cases", "private_test_cases", "metadata")  # the fields of a truth
 PUBLISHED = (400, 511, 612, 713, 880, 1055)  # problems in releases 1, 2, .., by its card

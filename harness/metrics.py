@@ -7,6 +7,7 @@ import math
 import operator
 import re
 import unicodedata
+import warnings
 from collections import Counter
 
 import numpy as np
@@ -85,7 +86,9 @@ def normal_form(program):
     """A program up to comments, docstrings, layout and the names it gives itself, which become
     v0, v1, ..; what is no Python: up to layout."""
     try:
-        tree = ast.parse(program)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # "\\d" in a model's program is no news
+            tree = ast.parse(program)
         nodes = list(ast.walk(tree))
         rename(nodes, own_names(nodes))
         for node in nodes:

@@ -61,6 +61,12 @@ def text_key(text):
     return "".join(text.split())
 
 
+def count_distinct(kind, texts):
+    """(how many of the texts differ in their solution, how many in their text)."""
+    solutions = {solution_key(kind, text) for text in texts}
+    return len(solutions), len({text_key(text) for text in texts})
+
+
 def answer_key(kind, text):
     """What majority voting counts: a number's value, else the tidied spelling; "" where there is
     no answer, or the kind has none."""

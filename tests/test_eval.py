@@ -141,6 +141,13 @@ def test_two_ranks_and_one_give_the_same_lines(forks, evaluated, tmp_path):
     assert len(list(tmp_path.glob("*.jsonl"))) == 2
 
 
+def test_training_counts_distinct_answers_beside_distinct_texts(forks, tmp_path):
+    flags = ["--steps", 0, "--eval_samples", 4, "--out", tmp_path / "run"]
+    forks.run("lad.py", "--config", "tiny", *flags)
+    [line] = [json.loads(line) for line in open(tmp_path / "run/metrics.jsonl")]
+    assert 0 < line["eval/distinct"] <= line["eval/distinct_texts"] <= 4
+
+
 # ==== 2. Stopped, and gone on with ==============================================================
 
 
@@ -223,7 +230,7 @@ def test_another_question_under_the_same_name_is_asked(forks, random_model, tmp_
     rows = tmp_path / "math500.json"
     out = tmp_path / "out"
     flags = ["--bench", "math500", "--data", tmp_path, "--out", out, "--n", 2]
-    flags += ["--max_tokens", 4, "--prompt", "{problem}"]
+    flags += ["--max_tokens", 4, "--max_prompt_tokens", 64, "--prompt", "{problem}"]
 
     def evaluate(problems):
         rows.write_text(json.dumps(problems))
