@@ -135,12 +135,14 @@ def summarize(records):
     """The numbers of one model on one benchmark, of its finished problems."""
     records = sorted(records, key=lambda record: record["problem"])
     n = len(records[0]["rewards"])
+    # pass@k of each problem
     curves = []
     for record in records:
         right = sum(reward > 0.5 for reward in record["rewards"])
         curves.append(pass_curve(n, right))
     curves = np.array(curves)  # [problems, k]
 
+    # Means of what the records say
     dist = {}
     for key in records[0]:
         if key.startswith("dist-"):
@@ -194,6 +196,7 @@ def overlap(statements, training):
     """(how many statements stand word for word in a training text, how many have at least half of
     their 10-word windows somewhere in the training). One without a word, which is all that is
     compared, is in neither."""
+    # All windows of the training, and all its texts as one
     known = set()
     texts = []
     for text in set(training):

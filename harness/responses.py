@@ -20,9 +20,11 @@ def response_texts(tokenizer, prompt, responses):
     tokenizers make special. A <think> that the prompt ends with was opened by it and belongs to
     the response: one that is cut inside its thought has then no answer.
     """
+    # Without the tokens that are no text
     hidden = hidden_tokens(tokenizer)
     visible = [[token for token in tokens if token not in hidden] for tokens in responses]
     texts = tokenizer.batch_decode(visible, skip_special_tokens=False)
+    # With the tag that the prompt has
     if prompt.rstrip().endswith("<think>"):
         texts = ["<think>" + text for text in texts]
     return texts
