@@ -69,7 +69,7 @@ from harness.data import find_model, is_chat, read_rows
 from harness.metrics import distinct_n, overlap, summarize, words
 from harness.metrics import pass_at_k as pass_at_k  # for whoever imports this file
 from harness.ranks import print0
-from harness.responses import answer_key, response_texts, solution_key
+from harness.responses import answer_key, response_texts, solution_key, text_key
 from harness.settings import checked, did_you_mean, die, one_line, program
 
 # ==== 1. Flags ==================================================================================
@@ -89,6 +89,16 @@ DEFAULTS = dict(
 SHARED = ("seed", "temperature", "top_p", "max_tokens", "max_prompt_tokens", "prompt", "kind")
 SHARED += ("chat", "system", "device", "tensor_parallel", "vllm_memory", "vllm_seqs", "vllm_eager")
 SHARED += ("verify_workers", "verify_timeout")
+
+# What is said of those that mean something else here than in training
+HELP = dict(
+    seed="of sampling",
+    temperature="of sampling (default 0.6)",
+    top_p="nucleus sampling (default 0.95)",
+    max_tokens="of a response (default 8192)",
+    max_prompt_tokens="a longer prompt ends the program (default 2048)",
+    prompt="template over a row's fields, or the name of one: boxed, program, function",
+)
 
 
 def parse(argv, benches):
@@ -166,7 +176,8 @@ def add_flags(parser, benches):
     add("start", "", "LiveCodeBench: only problems of contests from this day on, as 2024-08-01")
     add("end", "", "LiveCodeBench: only problems of contests up to this day, and on it")
     for key in SHARED:
-        parser.add_argument(f"--{key}", help=lad.KNOBS[key].metadata["help"].replace("%", "%%"))
+        help = HELP.get(key, lad.KNOBS[key].metadata["help"])
+        parser.add_argument(f"--{key}", help=help.replace("%", "%%"))
 
 
 # ==== 2. Generating and scoring =================================================================
@@ -203,6 +214,7 @@ def render(tokenizer, cfg, text):
 def answer(llm, cfg, problems, settings, tokenizer, verifier, file):
     """n responses to each problem; a thread verifies and writes while vLLM goes on. Ranks of one
     engine pass the same problems, and all but one of them file = None."""
+    # All problems to the engine, which schedules them
     run = llm.llm_engine
     numbered = {str(problem["number"]): problem for problem in problems}
     for number, problem in numbered.items():
@@ -215,6 +227,7 @@ def answer(llm, cfg, problems, settings, tokenizer, verifier, file):
             record = make_record(settings, problem, output.outputs, tokenizer, verifier)
             results.append(file, record)
 
+    # Step by step; what is finished goes to the thread
     title = f"{settings['model']} {settings['bench']}"
     bar = tqdm(total=len(problems), desc=title, unit="problem", disable=ranks.rank() > 0)
     pending = deque()
@@ -280,7 +293,7 @@ def make_record(settings, problem, outputs, tokenizer, verifier):
         truncated=[output.finish_reason == "length" for output in outputs],
         answers=[answer_key(kind, text) for text in texts],
         solutions=[digest.digest(solution_key(kind, text)) for text in texts],
-        texts=[digest.digest("".join(text.split())) for text in texts],
+        texts=[digest.digest(text_key(text)) for text in texts],
         **diversity_of(tokens, rewards, set(tokenizer.all_special_ids)),
         responses=texts,
     )
@@ -315,6 +328,7 @@ def contamination(model, loaded):
         rows = read_rows(run["data"], run["data_name"], run["data_split"])
     except SystemExit:  # read_rows has said why
         return [f"{model}: its training data cannot be read here: no decontamination counts"]
+
     training = [run["prompt"].format(**last_messages(row)) for row in rows]
 
     notes = []
@@ -351,6 +365,7 @@ def read_run(model):
 def rate_diversity(args, records, cfg, device, out):
     """Append a line {settings, problem, judge, score, reply} for each record that has none of
     this judge."""
+    # Problems without a score of this judge, this rank's share
     is_remote = args.judge.startswith("http")
     model = args.judge_model if is_remote else args.judge
     rubric = args.judge_rubric
@@ -391,11 +406,14 @@ def judge_in_vllm(model, rubric, todo, cfg, device):
     """Replies to the records' prompts; none on a rank that only lends its GPU to its engine."""
     from transformers import AutoTokenizer
 
+    # The judge as a model of its own, greedy
     length = judge.RUBRICS[rubric].max_tokens
     cfg = dataclasses.replace(cfg, model=model, temperature=0.0, top_p=1.0, max_tokens=length)
     folder = find_model(cfg)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     cfg.chat = bool(tokenizer.chat_template)
+
+    # Prompts, and room for the longest of any rank
     prompts = [render(tokenizer, cfg, judge.judge_prompt(record, rubric))[1] for record in todo]
     longest = max((len(ids) for ids in prompts), default=1)
     cfg.max_prompt_tokens = int(ranks.all_reduce([longest], "max")[0])
@@ -467,6 +485,7 @@ def overview(rows, benches):
 
 def detail(bench, rows):
     """A benchmark's settings, and a line for each model."""
+    # Columns: pass@2, 4, 8, .. below the largest n
     largest = max(x["n"] for _, _, _, x in rows)
     ks = [2**i for i in range(1, 15) if 2**i < largest]
     dists = ["dist-3", "dist-4", "dist-3 right", "dist-4 right"]
@@ -638,7 +657,7 @@ def resolve(model, cfg):
         if run:
             why = f": the run has not finished; go on with: python lad.py --resume {model}"
         die(f"{model}: no {folder}/config.json{why}")
-    # one rank reads them, and tells the others
+    # One rank reads them, and tells the others
     value = int(digest.of_weights(folder), 16) if ranks.rank() == 0 else 0
     value = int(ranks.all_reduce([value], "max")[0])
     return str(folder), f"{value:012x}", run
@@ -694,10 +713,13 @@ def missing(args, model, cfg, loaded, done, wanted):
     )
     work = []
     for name, bench in loaded.items():
+        # The config of this model on this benchmark
         knobs = {key: value for key, value in bench["table"].items() if key in SHARED}
         knobs = checked(knobs, f"configs.toml, [bench.{name}]", lad.KNOBS)
         now = lad.Config(**DEFAULTS | of_model | knobs)
         settings = settings_of(args, model, weights, name, bench, tokenizer, now)
+
+        # Its problems, as they are asked, and which of them have no line
         key = results.key_of(settings)
         rows = [ask_for(row, tokenizer, now) for row in bench["rows"]]
         wanted[key] = {results.place_of(row) for row in rows}

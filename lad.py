@@ -87,7 +87,7 @@ from harness import checkpoint, tracking
 from harness.data import draw, find_model, load_data, load_tokenizer
 from harness.metrics import pass_at_k
 from harness.ranks import all_reduce, claim, join, leave, print0, rank, watch, world
-from harness.responses import response_texts
+from harness.responses import count_distinct, response_texts
 from harness.settings import die, knob, one_line, read_settings
 
 # ==== 1. Config =================================================================================
@@ -511,7 +511,8 @@ def even_share(mine, wanted):
 
 
 def evaluate(llm, cfg, tokenizer, verifier, rows, step):
-    """pass@1, pass@K and the mean number of distinct right answers to a prompt, from K samples."""
+    """From K samples to a prompt, mean over prompts: pass@1, pass@K, and how many of the right ones
+    differ in their answer, expression or program (distinct) and in their text (distinct_texts)."""
     # Responses to this rank's share of the prompts, verified
     K = cfg.eval_samples
     mine, groups = rollout(llm, cfg, rows, K, step, "eval", logprobs=False)
@@ -521,13 +522,16 @@ def evaluate(llm, cfg, tokenizer, verifier, rows, step):
 
     # Sums over this rank's prompts, then over all ranks
     ks = sorted({1, K})
-    sums = dict.fromkeys(["prompts", *(f"eval/pass@{k}" for k in ks), "eval/distinct"], 0.0)
+    passes = [f"eval/pass@{k}" for k in ks]
+    sums = dict.fromkeys(["prompts", *passes, "eval/distinct", "eval/distinct_texts"], 0.0)
     for group in groups:
         right = [s for s in group if s["correct"] > 0.5]
         sums["prompts"] += 1
         for k in ks:
             sums[f"eval/pass@{k}"] += pass_at_k(K, len(right), k)
-        sums["eval/distinct"] += len({"".join(s["text"].split()) for s in right})
+        solutions, texts = count_distinct(cfg.kind, [s["text"] for s in right])
+        sums["eval/distinct"] += solutions
+        sums["eval/distinct_texts"] += texts
     prompts, *totals = all_reduce(list(sums.values()))
     return {key: total / prompts for key, total in zip(list(sums)[1:], totals, strict=True)}
 

@@ -47,6 +47,7 @@ def read_tables(knobs):
 def read_bench(name, table, data):
     """(rows, source, table) of the file in the folder `data` where there is one, else of the hub.
     The table that is returned has the fields' names as they are in that source."""
+    # A local file wins over the hub
     source = table.get("hub")
     file = Path(data, table.get("file", "-"))
     if table.get("file") == "tiny":
@@ -83,6 +84,7 @@ def load_problems(name, table, templates, data, limit=0):
     problems = []
     for number, row in enumerate(itertools.islice(rows, limit or None)):
         where = f"{source}, row {number + 1}"
+        # What a response is verified against
         if "release" in table:
             truth = partial(livecodebench_tests, row)
             truth_digest = digest.digest(*(row.get(key) for key in TESTS))
@@ -90,6 +92,7 @@ def load_problems(name, table, templates, data, limit=0):
         else:
             truth = truth_of(row, table, where)
             truth_digest = digest.of_truth(truth)
+        # What a model is asked
         statement = statement_of(row, table, where)
         problem = dict(
             number=number,
@@ -162,8 +165,9 @@ def fill(template, row, where):
 
 
 # ==== 3. LiveCodeBench, arXiv 2403.07974 ========================================================
-# A release is a number of files, not a window of dates: version 1 is test.jsonl, each later one adds
-# a file. The files overlap in time: a window over all of them holds other problems than a release.
+# A release is a number of files, not a window of dates: version 1 is test.jsonl, each later one
+# adds a file. The files overlap in time: a window over all of them holds other problems than a
+# release.
 
 TESTS = ("public_test_cases", "private_test_cases", "metadata")  # the fields of a truth
 PUBLISHED = (400, 511, 612, 713, 880, 1055)  # problems in releases 1, 2, .., by its card
@@ -179,6 +183,7 @@ def livecodebench(name, source, table):
         die(f"configs.toml, [bench.{name}]: release = {release!r}: expected a number of files")
     start = table.get("start", "")
     end = table.get("end", "")
+    # Its files
     names = ["test.jsonl", *(f"test{i}.jsonl" for i in range(2, release + 1))]
     folder = find_release(source, names)
     absent = [name for name in names if not (folder / name).exists()]
@@ -187,6 +192,7 @@ def livecodebench(name, source, table):
             f"{name}: no {names[0]} in {folder}; name the folder that has livecodebench: --data DIR"
         )
 
+    # Their rows, in the window if there is one
     rows, left_out = read_release([folder / name for name in names if name not in absent])
     found = len(rows)
     if start or end:
@@ -285,6 +291,7 @@ def day_of(row):
 
 def say_release(name, names, absent, found, rows, left_out, start, end):
     """One line: how many problems there are, of which window, and what was left out."""
+    # What was asked for, and what is there
     release = len(names)
     window = "no window"
     if start or end:
@@ -294,6 +301,8 @@ def say_release(name, names, absent, found, rows, left_out, start, end):
         f"{len(rows)} problems of release v{release} ({names[0]} to {names[-1]}), {window}, dated "
         f"{days[0]}..{days[-1]}"
     ]
+
+    # What is not as it should be
     without = sum(not has_tests(row, "private_test_cases") for row in rows)
     undated = sum(not day_of(row) for row in rows)
     if absent:

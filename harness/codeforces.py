@@ -23,6 +23,7 @@ SUBMISSIONS = 8  # of a problem that count, the first
 
 def rate(records, data, folder=CACHE, api=API, least=200):
     """One line: mean rating over contests, and percentile; or why there is none."""
+    # {contest: {problem: its submissions, right or not}}
     contests = {}
     unknown = []
     for record in records:
@@ -36,6 +37,7 @@ def rate(records, data, folder=CACHE, api=API, least=200):
     if not contests:
         return f"no rating: no id names a contest and a problem, as 1873A does: {unknown[0]!r}"
 
+    # A rating for each contest that has enough participants
     ratings = []
     try:
         for number in tqdm(contests, "contest standings", unit="contest"):
@@ -53,6 +55,7 @@ def rate(records, data, folder=CACHE, api=API, least=200):
             f"no rating: none of {len(contests)} contests has more than {least} rated participants"
         )
 
+    # Their mean, and how many people are below it
     left_out = ""
     if unknown:
         left_out = f"; {len(unknown)} ids could not be read (the first: {unknown[0]!r})"
@@ -136,11 +139,14 @@ def contest_rating(found, submissions, least=200):
     rows = [row for row in found["rows"] if row[0] in found["ratings"]]
     if len(rows) <= least:
         return None
+
+    # The place among them: more points first, then the smaller penalty
     score, penalty = contest_score(found["problems"], submissions)
     rank = 1
     for _, points, lost in rows:
         rank += points > score or (points == score and lost <= penalty)
 
+    # The rating that expects this place, by bisection
     old = np.array([found["ratings"][row[0]] for row in rows], dtype=float)
     low = 0.0
     high = old.max() + 100

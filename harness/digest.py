@@ -61,6 +61,8 @@ def of_weights(folder):
     paths = [Path(folder, name) for name in CONFIGS if Path(folder, name).exists()]
     for pattern in WEIGHTS:
         paths += sorted(Path(folder).glob(pattern))
+
+    # Those that have been written since they were last read
     remembered = recall()
     new = [path for path in paths if remembered.get(place(path), {}).get("stamp") != stamp(path)]
     size = sum(path.stat().st_size for path in new)
@@ -68,6 +70,8 @@ def of_weights(folder):
         print0(
             f"eval      reading {size / 1e9:.1f} GB of weights in {folder}, to know them by (once)"
         )
+
+    # Read them, side by side
     with concurrent.futures.ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         for path, found in zip(new, pool.map(of_file, new), strict=True):
             remembered[place(path)] = dict(stamp=stamp(path), sha256=found)

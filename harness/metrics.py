@@ -7,6 +7,7 @@ import math
 import operator
 import re
 import unicodedata
+import warnings
 from collections import Counter
 
 import numpy as np
@@ -85,7 +86,9 @@ def normal_form(program):
     """A program up to comments, docstrings, layout and the names it gives itself, which become
     v0, v1, ..; what is no Python: up to layout."""
     try:
-        tree = ast.parse(program)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # "\\d" in a model's program is no news
+            tree = ast.parse(program)
         nodes = list(ast.walk(tree))
         rename(nodes, own_names(nodes))
         for node in nodes:
@@ -132,12 +135,14 @@ def summarize(records):
     """The numbers of one model on one benchmark, of its finished problems."""
     records = sorted(records, key=lambda record: record["problem"])
     n = len(records[0]["rewards"])
+    # pass@k of each problem
     curves = []
     for record in records:
         right = sum(reward > 0.5 for reward in record["rewards"])
         curves.append(pass_curve(n, right))
     curves = np.array(curves)  # [problems, k]
 
+    # Means of what the records say
     dist = {}
     for key in records[0]:
         if key.startswith("dist-"):
@@ -191,6 +196,7 @@ def overlap(statements, training):
     """(how many statements stand word for word in a training text, how many have at least half of
     their 10-word windows somewhere in the training). One without a word, which is all that is
     compared, is in neither."""
+    # All windows of the training, and all its texts as one
     known = set()
     texts = []
     for text in set(training):

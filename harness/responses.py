@@ -5,9 +5,8 @@ another.
 lad.py and eval.py both go through here, so that the same tokens get the same score from both.
 """
 
-import re
-
 from harness.metrics import normal_form
+from harness.sandbox import BLOCK
 
 # ==== 1. The text that the verifier sees ========================================================
 
@@ -21,9 +20,11 @@ def response_texts(tokenizer, prompt, responses):
     tokenizers make special. A <think> that the prompt ends with was opened by it and belongs to
     the response: one that is cut inside its thought has then no answer.
     """
+    # Without the tokens that are no text
     hidden = hidden_tokens(tokenizer)
     visible = [[token for token in tokens if token not in hidden] for tokens in responses]
     texts = tokenizer.batch_decode(visible, skip_special_tokens=False)
+    # With the tag that the prompt has
     if prompt.rstrip().endswith("<think>"):
         texts = ["<think>" + text for text in texts]
     return texts
@@ -54,7 +55,18 @@ def solution_key(kind, text):
     if kind == "code":
         program = last_program(text)
         return normal_form(program) if program else ""
+    return text_key(text)
+
+
+def text_key(text):
+    """What two responses are compared by as texts: all but white space, the thoughts included."""
     return "".join(text.split())
+
+
+def count_distinct(kind, texts):
+    """(how many of the texts differ in their solution, how many in their text)."""
+    solutions = {solution_key(kind, text) for text in texts}
+    return len(solutions), len({text_key(text) for text in texts})
 
 
 def answer_key(kind, text):
@@ -107,14 +119,9 @@ def expression(text):
     return sides[0]
 
 
-# The fence of a Python block, as verify.py has it. REPLACE: by the one parser of fences, when it is
-# there; last_program is all that uses it
-BLOCK = re.compile(r"^[ \t]*```[ \t]*(?:python3?|py|Python)?[ \t]*\n(.*?)^[ \t]*```", re.S | re.M)
-
-
 def last_program(text):
     """The program of a response, or ""."""
-    blocks = BLOCK.findall(text.rpartition("</think>")[2])
+    blocks = BLOCK.findall(verifier().after_thinking(text))
     return blocks[-1] if blocks else ""
 
 

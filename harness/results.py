@@ -51,6 +51,7 @@ def place_of(line):
 def read(out, full=False):
     """{key of the settings: {place: record}} of all .jsonl files in a folder; a judge's score
     becomes its record's. `full` keeps the responses."""
+    # Finished problems, and the verdicts of judges
     results = {}
     judged = []
     bad = 0
@@ -70,6 +71,7 @@ def read(out, full=False):
                     key = key_of(record["settings"])
                     results.setdefault(key, {}).setdefault(place_of(record), record)
 
+    # Each verdict to its problem
     for line in judged:
         record = results.get(key_of(line["settings"]), {}).get(place_of(line))
         if record is not None:

@@ -17,7 +17,7 @@ from server import Server
 
 import eval as ev
 import verify
-from harness import benchmarks, codeforces, metrics, responses
+from harness import benchmarks, codeforces, metrics
 from harness.data import read_rows
 
 BENCHES, TEMPLATES = benchmarks.read_tables(ev.SHARED)
@@ -69,8 +69,8 @@ MATH = {"math500": 500, "aime24": 30, "aime25": 30, "amc": 83, "minerva": 272, "
 @needs_data
 @pytest.mark.parametrize("name", MATH)
 def test_gold_answers_score_one(name, verifier):
-    """Every problem of the file, through loading, prompt, extraction, verifier and summary. Beside it
-    another number, which is wrong."""
+    """Every problem of the file, through loading, prompt, extraction, verifier and summary. Beside
+    it another number, which is wrong."""
     problems, source = load(name, DATA)
     assert len(problems) == MATH[name] and str(DATA) in source
     records = []
@@ -335,8 +335,8 @@ def numbers(problems):
 
 
 def test_a_release_is_its_files_not_a_window(tmp_path, capsys):
-    """Rows of later files that are dated within an earlier release's time do not belong to it; eleven
-    files are in the order of their numbers."""
+    """Rows of later files that are dated within an earlier release's time do not belong to it;
+    eleven files are in the order of their numbers."""
     files = [[lcb_row(i, f"2024-01-{20 - i:02d}T00:00:00")] for i in range(1, 12)]
     write_release(tmp_path, *files)
     v5, _ = load("lcb_v5", tmp_path)
@@ -509,7 +509,7 @@ def test_the_digest_of_a_truth_is_of_all_tests(tmp_path):
 
 @needs_data
 def test_overlap_of_dapo_with_the_benchmarks():
-    """The data set's notes: DAPO has AMC, Olympiad and MATH500 problems, none of AIME 2024, 2025."""
+    """The data set's notes: DAPO has problems of AMC, Olympiad, MATH500, none of AIME."""
     rows = read_rows(str(DATA / "dapo_math_17k.parquet"), "", "train")
     training = [row["prompt"][-1]["content"] for row in rows]
     found = {}
@@ -656,15 +656,8 @@ def test_contests_come_from_the_api_once_and_then_from_the_cache(tmp_path):
     assert found == text + "; 2 ids could not be read (the first: 'abc')"
     assert "no id names a contest" in codeforces.rate(strange[2:], tmp_path, cache, url)
 
-    # 1000 - 150 points: behind h0 .. h150. Among 201 equals of 1500 the odds of each being ahead are
-    # 151/201: m = 1500 - 400 log10(151/50)
+    # 1000 - 150 points: behind h0 .. h150. Among 201 equals of 1500 the odds of each being ahead
+    # are 151/201: m = 1500 - 400 log10(151/50)
     contest = codeforces.contest("7", cache, url) | {"problems": {"A": 1000}}
     rating = codeforces.contest_rating(contest, {"A": [False] * 3 + [True]})
     assert rating == pytest.approx(1500 - 400 * math.log10(151 / 50))
-
-
-def test_the_fence_of_a_program_is_verify_py_s():
-    """One parser is to come; until then the two copies agree."""
-    from harness import sandbox
-
-    assert responses.BLOCK.pattern == sandbox.BLOCK.pattern

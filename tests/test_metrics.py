@@ -41,8 +41,8 @@ def test_pass_at_k_is_exact_for_ten_thousand():
 
 
 def test_bootstrap_interval_covers_what_theory_says():
-    """For the mean of 400 coin flips of 0.3 the 95% interval is 0.3 -+ 1.96 sqrt(0.3 0.7/400); it is
-    the same every time, and per column."""
+    """For the mean of 400 coin flips of 0.3 the 95% interval is 0.3 -+ 1.96 sqrt(0.3 0.7/400); it
+    is the same every time, and per column."""
     flips = np.array([1.0] * 120 + [0.0] * 280)
     low, high = metrics.interval(flips)
     half = 1.96 * math.sqrt(0.3 * 0.7 / 400)
@@ -198,6 +198,31 @@ def test_one_solution_written_in_two_ways(kind, one, other):
 @pytest.mark.parametrize("kind, one, other", DIFFERENT)
 def test_two_solutions(kind, one, other):
     assert responses.solution_key(kind, one) != responses.solution_key(kind, other)
+
+
+def test_chains_of_thought_make_no_other_solution():
+    """Whole texts always differ; what they answer may not."""
+    thoughts = ["<think>3+4 first", "<think>7*7, so 3+4", "<think>hm"]
+    texts = [f"{thought}</think> <answer>(3+4)*7</answer>" for thought in thoughts]
+    assert responses.count_distinct("countdown", texts) == (1, 3)
+    texts.append("<answer>7*(3+4) = 49</answer>")
+    assert responses.count_distinct("countdown", texts) == (2, 4)
+    texts.append("<answer> 7 * (3+4) = 49 </answer>")  # white space is no other text
+    assert responses.count_distinct("countdown", texts) == (2, 4)
+    assert responses.count_distinct("countdown", []) == (0, 0)
+
+    answers = [r"<think>1</think>\boxed{\frac12}", r"<think>2</think>\boxed{0.5}"]
+    assert responses.count_distinct("math", answers) == (1, 2)
+    programs = ["one\n```python\na = 1\n```", "two\n```python\nb = 1  # why\n```"]
+    assert responses.count_distinct("code", programs) == (1, 2)
+    assert responses.count_distinct("other", programs) == (2, 2)
+
+
+def test_a_program_in_a_thought_is_none():
+    thought = "<think>```python\nx = 1\n```"
+    assert responses.last_program(thought) == ""
+    text = thought.replace("= 1", "= 2") + "</think>\n```python\nx = 1\n```"
+    assert responses.last_program(text) == "x = 1\n"
 
 
 def test_a_response_without_a_solution():
