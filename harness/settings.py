@@ -155,7 +155,8 @@ def line_of(key, table, text):
 HELP = """
 flags:
   --config NAME     preset in configs.toml, or a .toml file (default: the values below)
-  --resume [DIR]    go on from the newest checkpoint of that run (default: of --out)
+  --resume [DIR]    go on from the newest checkpoint of that run (default: of --out); with another
+                    --out, into that folder, with the log so far, and DIR stays as it is
   --plan            say what the run will need of memory and time, and stop: no GPU and no weights
                     are touched (with it: --gpus N, 8 unless told, --gpu_memory GiB, --length mean
                     tokens of a response)
@@ -192,7 +193,8 @@ def read_flags(argv):
 
 
 def read_settings(argv, knobs, objectives, help):
-    """(name of the run's preset, {key: value}, is it to be resumed?) of a command line."""
+    """(name of the run's preset, {key: value}, the folder of --resume: "" for --out, None without
+    that flag) of a command line."""
     if "--help" in argv or "-h" in argv:
         show_help(knobs, objectives, help)
     flags = read_flags(argv)
@@ -211,7 +213,7 @@ def read_settings(argv, knobs, objectives, help):
         values = read_preset(name, knobs, objectives)
     for key, value in flags.items():
         values[key] = check_value(key, value, "command line", knobs, objectives)
-    return preset_name(name), values, resume is not None
+    return preset_name(name), values, resume
 
 
 def preset_name(name):
