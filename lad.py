@@ -87,7 +87,7 @@ from harness import checkpoint, tracking
 from harness.data import draw, find_model, load_data, load_tokenizer
 from harness.metrics import pass_at_k
 from harness.ranks import all_reduce, claim, join, leave, print0, rank, watch, world
-from harness.settings import die, knob, one_line, read_settings
+from harness.settings import die, knob, one_line, read_settings, run_program
 
 # ==== 1. Config =================================================================================
 # This dataclass and baselines.Knobs, which it inherits, are the only home of a setting. Presets in
@@ -1663,6 +1663,6 @@ def is_due(step, every, last):
 
 if __name__ == "__main__":
     try:
-        main(sys.argv[1:])
+        run_program(main)
     except KeyboardInterrupt:  # while starting up; later, tracking.listen_for_signals has it
         sys.exit(f"{Path(sys.argv[0]).name}: stopped while starting; nothing was trained")

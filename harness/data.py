@@ -6,6 +6,7 @@ code 2) that says which row and what it has.
 
 import json
 import os
+import time
 from collections import Counter
 from functools import partial
 from pathlib import Path
@@ -25,9 +26,13 @@ def find_model(cfg):
     if "tiny" in (cfg.model, cfg.data, cfg.eval_data):
         from harness import tiny  # whose lock lets the first rank of a machine make it
 
+        try:
+            made = tiny.make()
+        except OSError as error:
+            die(f"'tiny' is made in ~/.cache/lad: {one_line(error)}; set HOME to a writable folder")
         for key, part in (("model", "model"), ("data", "train"), ("eval_data", "test")):
             if getattr(cfg, key) == "tiny":
-                setattr(cfg, key, str(tiny.make()[part]))
+                setattr(cfg, key, str(made[part]))
     if Path(cfg.model).is_dir():
         return cfg.model
     return download(cfg.model)
@@ -71,15 +76,18 @@ def look_for_hub():
     import datasets
     from huggingface_hub import constants, get_session
 
-    for _ in range(HUB_TRIES):
-        if constants.HF_HUB_OFFLINE:
-            return
+    if constants.HF_HUB_OFFLINE:
+        return
+    for attempt in range(1, HUB_TRIES + 1):
         try:
             get_session().head(constants.ENDPOINT, timeout=HUB_SECONDS)
             return
-        except Exception as error:
-            why = one_line(error)
-            print0(f"hub       {constants.ENDPOINT} does not answer: {why}")
+        except Exception as error:  # of a dozen types
+            print0(
+                f"hub       {constants.ENDPOINT} does not answer, try {attempt} of {HUB_TRIES}: "
+                f"{one_line(error)}"
+            )
+            time.sleep(1)
     constants.HF_HUB_OFFLINE = True
     datasets.config.HF_HUB_OFFLINE = True
     print0("hub       is left alone from here on: what is in its cache has to do")

@@ -8,6 +8,7 @@ import dataclasses
 import difflib
 import json
 import os
+import signal
 import sys
 import tomllib
 from pathlib import Path
@@ -26,6 +27,18 @@ def die(message):
     """Say in one line what to change, and leave with exit code 2."""
     print(f"{program()}: error: {message}", file=sys.stderr, flush=True)
     raise SystemExit(2)
+
+
+def run_program(main):
+    """main(flags), with no traceback for whoever closes our output, as `| head` does."""
+    try:
+        try:
+            main(sys.argv[1:])
+        finally:  # also of one that has left by SystemExit, as --help does
+            sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes at its end
+        raise SystemExit(128 + signal.SIGPIPE) from None
 
 
 def one_line(error):
@@ -134,6 +147,7 @@ def read_preset(name, knobs, objectives):
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ValueError(f"{path}: {error}") from None
     if path == PRESETS:
+        table.pop("bench", None)  # eval.py's benchmarks, which nobody trains on
         if name not in table:
             raise ValueError(f"{path}: no preset {name!r}{did_you_mean(name, table)}")
         table = table[name]
