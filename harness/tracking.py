@@ -295,8 +295,8 @@ def refuse_gradients(cfg, step, batches):
     """A run that takes no step learns nothing. Exits with code 2."""
     die(
         f"step {step}: not one optimizer step of the last {batches} batches was taken, their "
-        f"gradients are not finite; the weights are those of step {step - batches}, and saved: look "
-        f"at ratio_max and rollout_kl in metrics.jsonl, or take a smaller lr = {cfg.lr}"
+        f"gradients are not finite; the weights are those of step {step - batches}, and saved: "
+        f"look at ratio_max and rollout_kl in metrics.jsonl, or take a smaller lr = {cfg.lr}"
     )
 
 

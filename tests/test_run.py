@@ -154,9 +154,7 @@ def test_stopped_and_resumed_equals_never_stopped(forks, run, tmp_path, number):
     os.kill(pid, number)
     codes, printed, _ = forks.wait()
     assert codes == [128 + signal.SIGTERM if number == signal.SIGTERM else -signal.SIGKILL], printed
-    stopped_at = int(
-        checkpoint.listed(dataclasses.replace(lad.Config(), out=str(other)))[-1].name[5:]
-    )
+    stopped_at = int(checkpoint.listed(other)[-1].name[5:])
     assert 1 <= stopped_at < 4 and (
         number == signal.SIGKILL or f"--resume {other}" in printed.splitlines()[-1]
     ), printed
