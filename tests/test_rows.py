@@ -158,8 +158,8 @@ def test_a_head_of_its_own_under_a_config_that_says_tied(tiny, tmp_path, capsys)
     folder = shutil.copytree(tiny["model"], tmp_path / "model")
     weights = load_file(folder / "model.safetensors")
     cfg = dataclasses.replace(lad.Config(), checkpointing=False)
-    head = weights["model.embed_tokens.weight"].clone()
-    for head, is_right in ((head, True), (head + 1, False), (head[:-8], False)):
+    tied = weights["model.embed_tokens.weight"].clone()
+    for head, is_right in ((tied, True), (tied + 1, False), (tied[:-8], False)):
         save_file(weights | {"lm_head.weight": head.contiguous()}, folder / "model.safetensors")
         says = checkpoint.other_head(folder)
         assert (says == "") == is_right
