@@ -88,7 +88,7 @@ from harness.data import draw, find_model, load_data, load_tokenizer
 from harness.metrics import pass_at_k
 from harness.ranks import all_reduce, claim, join, leave, print0, rank, watch, world
 from harness.responses import count_distinct, response_texts
-from harness.settings import die, knob, one_line, read_settings
+from harness.settings import die, knob, one_line, read_settings, run_program
 
 # ==== 1. Config =================================================================================
 # This dataclass and baselines.Knobs, which it inherits, are the only home of a setting. Presets in
@@ -138,7 +138,7 @@ class Config(baselines.Knobs):
     group: int = knob(8, "G, responses to a prompt", 2)
     max_tokens: int = knob(8192, "of a response", 1)
     temperature: float = knob(1.0, "of sampling, and of every log-prob", 1e-3, 10)
-    top_p: float = knob(1.0, "nucleus sampling; vLLM's log-probs are of what is left", 1e-3, 1)
+    top_p: float = knob(1.0, "nucleus sampling, in evaluation alone: training needs 1", 1e-3, 1)
     tensor_parallel: int = knob(1, "ranks that share one vLLM engine", 1)
     vllm_memory: float = knob(0.6, "share of a GPU that vLLM may fill; on a CPU GiB of cache", 0.01)
     vllm_seqs: int = knob(256, "sequences that vLLM decodes at once", 1)
@@ -209,7 +209,8 @@ def load_config(argv):
     """Config from `--key value` flags (argv has no program name), over a preset, over the defaults.
 
     Bad input prints one line with file, line, key, value and what was expected, and exits with
-    code 2. `config` (the preset's name) and `resume` become attributes.
+    code 2. `config` (the preset's name) and `resume` (the folder to go on from, or "") become
+    attributes.
     """
     try:
         name, values, resume = read_settings(argv, KNOBS, OBJECTIVES, __doc__)
@@ -223,9 +224,11 @@ def load_config(argv):
         defaults.setdefault("aggregation", "sequence")
     cfg = Config(**defaults | values)
     cfg.config = name
-    cfg.resume = resume
     if not cfg.out:
         cfg.out = f"runs/{cfg.config}-{cfg.objective}-s{cfg.seed}"
+    cfg.resume = ""
+    if resume is not None:
+        cfg.resume = resume or cfg.out
 
     # What no knob's range can say
     if objective.of_sequences or cfg.ratio == "sequence":
@@ -235,6 +238,12 @@ def load_config(argv):
                 f"each of their tokens ({cfg.objective}, ratio = {cfg.ratio}): say aggregation = "
                 "sequence"
             )
+    if cfg.top_p < 1:
+        die(
+            f"top_p = {cfg.top_p}: vLLM's log-probs would be of the tokens that it keeps, the "
+            "trainer's of all, and every importance weight off by their share: train with top_p = "
+            "1 (eval.py takes any)"
+        )
     if cfg.prompts % cfg.minibatches:
         die(f"prompts = {cfg.prompts} does not divide into minibatches = {cfg.minibatches}")
     if cfg.objective == "passk" and cfg.pass_k > cfg.group:
@@ -1523,7 +1532,7 @@ def main(argv):
     rows = load_data(cfg, tokenizer)
     held_out = load_data(cfg, tokenizer, evaluation=True) if cfg.eval_data else []
     verifier = start_verifier(cfg, rows[0])
-    tracking.begin(cfg, __file__)
+    tracking.begin(cfg, __file__, found)
 
     # vLLM first, which measures the memory that it may have; then the model, its optimizer and,
     # where something needs it, a frozen copy of the model as it is now: the reference
@@ -1541,7 +1550,7 @@ def main(argv):
     progress = dict(step=0, position=0, state=new_state(), skipped=0)
     moving = reference if cfg.ref_every else None  # a reference that moves is in checkpoints too
     if found:
-        progress.update(checkpoint.load(found, model, optimizer, moving))
+        progress.update(checkpoint.load(cfg, found, model, optimizer, moving))
     state = progress["state"]
     save = partial(checkpoint.save, cfg, model, optimizer, moving)
     kept = progress["step"]  # the last step that a checkpoint holds
@@ -1654,6 +1663,6 @@ def is_due(step, every, last):
 
 if __name__ == "__main__":
     try:
-        main(sys.argv[1:])
+        run_program(main)
     except KeyboardInterrupt:  # while starting up; later, tracking.listen_for_signals has it
         sys.exit(f"{Path(sys.argv[0]).name}: stopped while starting; nothing was trained")

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from harness.ranks import all_reduce, patiently, print0, rank
+from harness.ranks import all_reduce, leave_together, patiently, print0, rank
 from harness.settings import die, one_line
 
 # What must not change between a checkpoint and the run that goes on from it
@@ -57,7 +57,7 @@ def save(cfg, model, optimizer, moving, progress):
         writer = HuggingFaceStorageWriter(str(temporary), save_distributed=True)
         dcp.save(tensors, storage_writer=writer)
         if rank() == 0:
-            state = dict(progress, updates=updates_of(optimizer))
+            state = dict(progress, updates=updates_of(optimizer), files=sizes(temporary))
             for key in SAME:
                 state[key] = getattr(cfg, key)
             (temporary / "state.json").write_text(json.dumps(state))
@@ -67,7 +67,7 @@ def save(cfg, model, optimizer, moving, progress):
         shutil.rmtree(temporary, ignore_errors=True)
         size = sum(p.numel() * p.element_size() for p in tensors.values())
         free = shutil.disk_usage(cfg.out).free
-        kept = [path.name for path in listed(cfg)] or "none"
+        kept = [path.name for path in listed(cfg.out)] or "none"
         print0(
             f"warning   checkpoint of step {progress['step']} not written: {size / 1e6:,.1f} MB "
             f"needed, {free / 1e6:,.1f} MB free; {kept} kept, the run continues: make room "
@@ -78,10 +78,20 @@ def save(cfg, model, optimizer, moving, progress):
     if rank() == 0:
         shutil.rmtree(final, ignore_errors=True)
         temporary.rename(final)
-        for old in listed(cfg)[: -cfg.checkpoint_keep]:
-            shutil.rmtree(old)
+        rotate(cfg, progress["step"])
     dist.barrier()
     return True
+
+
+def rotate(cfg, step):
+    """Remove all but the newest checkpoints up to `step`, and what a kill has left half removed or
+    half written. What is not a whole checkpoint of this run stays as it is."""
+    temporary = Path(cfg.out) / "checkpoints" / "tmp"
+    shutil.rmtree(temporary, ignore_errors=True)
+    ours = [path for path in listed(cfg.out) if number_of(path) <= step]
+    for old in ours[: -cfg.checkpoint_keep]:
+        old.rename(temporary)  # whoever is killed from here on leaves no half of a checkpoint
+        shutil.rmtree(temporary)
 
 
 def updates_of(optimizer):
@@ -99,10 +109,33 @@ def first_failure(error):
     return error
 
 
-def listed(cfg):
-    """The whole checkpoints of the run, oldest first."""
-    found = (Path(cfg.out) / "checkpoints").glob("step_*")
-    return sorted(found, key=lambda path: int(path.name[5:]))
+def sizes(folder):
+    """{name: bytes} of the files of a folder."""
+    return {path.name: path.stat().st_size for path in folder.iterdir()}
+
+
+def listed(out):
+    """The whole checkpoints in the folder of a run, oldest first."""
+    found = [path for path in (Path(out) / "checkpoints").glob("step_*") if read_state(path)]
+    return sorted(found, key=number_of)
+
+
+def number_of(path):
+    return int(path.name.removeprefix("step_"))
+
+
+def read_state(path):
+    """state.json of a whole checkpoint, else None: of a folder of another name (step_2-hf), of an
+    empty one, of a copy that lacks a file or has half of one."""
+    try:
+        saved = json.loads((path / "state.json").read_text())
+        is_whole = path.name == f"step_{saved['step']}"
+        for name, size in saved.get("files", {}).items():  # the oldest checkpoints do not say
+            is_whole = is_whole and (path / name).stat().st_size == size
+        has_weights = any(path.glob("*.safetensors"))
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return None
+    return saved if is_whole and has_weights else None
 
 
 def find(cfg):
@@ -110,25 +143,61 @@ def find(cfg):
     other settings is refused, and so is one that not all ranks see."""
     path = None
     saved = {}
-    if cfg.resume and listed(cfg):
-        path = listed(cfg)[-1]
-        saved = json.loads((path / "state.json").read_text())
-        for key in SAME:
-            if saved.get(key, 0) != getattr(cfg, key):
-                die(
-                    f"{path} was trained with {key} = {saved.get(key, 0)!r}, this run has "
-                    f"{getattr(cfg, key)!r}: give another --out"
-                )
+    whole = listed(cfg.resume) if cfg.resume else []
+    if whole:
+        path = whole[-1]
+        saved = read_state(path)
+        refuse_other_run(cfg, path, saved)
+    elif is_fork(cfg):
+        die(f"{cfg.resume}/checkpoints holds no whole checkpoint to go on from into {cfg.out}")
     step = saved.get("step", 0)
     if all_reduce([step], "max") != [step]:
         die(
-            f"rank {rank()} does not see the newest checkpoint of {cfg.out}: it must be on a disk "
-            "that all nodes share"
+            f"rank {rank()} does not see the newest checkpoint of {cfg.resume}: it must be on a "
+            "disk that all nodes share"
         )
     return (path, saved) if path else None
 
 
-def load(found, model, optimizer, moving):
+def is_fork(cfg):
+    """Whether the run goes on from another run's checkpoint, in a folder of its own."""
+    return bool(cfg.resume) and Path(cfg.resume).resolve() != Path(cfg.out).resolve()
+
+
+def refuse_other_run(cfg, path, saved):
+    """Leave if what is asked for is not the run that the checkpoint is of."""
+    for key in SAME:
+        if saved.get(key, 0) != getattr(cfg, key):
+            hint = "leave out --resume" if is_fork(cfg) else "give another --out"
+            die(
+                f"{path} was trained with {key} = {saved.get(key, 0)!r}, this run has "
+                f"{getattr(cfg, key)!r}: {hint}"
+            )
+    if saved["step"] > cfg.steps:
+        die(
+            f"{path}: {saved['step']} steps are done and steps = {cfg.steps}: nothing is left to "
+            "do; ask for more --steps"
+        )
+
+
+def adopt(path, out):
+    """Make another run's checkpoint the first one of this run: links to its files, which nobody
+    ever changes, or copies where the disk is another."""
+    final = Path(out) / "checkpoints" / path.name
+    temporary = final.with_name("tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    shutil.copytree(path, temporary, copy_function=link_or_copy)
+    temporary.rename(final)
+
+
+def link_or_copy(source, target):
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
+
+
+def load(cfg, found, model, optimizer, moving):
     """Fill model, optimizer and a moving reference in place, for any number of ranks; the run's
     progress {step, position, state, skipped}."""
     import torch.distributed.checkpoint as dcp
@@ -144,21 +213,52 @@ def load(found, model, optimizer, moving):
     dcp.load(
         tensors_of(model, optimizer, moving), storage_reader=HuggingFaceStorageReader(str(path))
     )
+    if rank() == 0:
+        rotate(cfg, saved["step"])  # which a kill may have interrupted
     keys = ("step", "position", "state", "skipped")  # the last is not in the oldest checkpoints
     return {key: saved[key] for key in keys if key in saved}
 
 
 def load_model(model, folder):
     """Read the weights of a Hugging Face folder into a model in place, each rank its own slices.
-    Tied weights appear once, as in the files; the head of log Z is in none."""
+    Tied weights appear once, as in the files; the head of log Z is in none. Files that hold a head
+    of their own where the config says tied are refused."""
     import torch.distributed.checkpoint as dcp
     from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
 
+    if model.config.tie_word_embeddings:
+        message = other_head(folder) if rank() == 0 else ""
+        leave_together(message)
     weights = {name: p for name, p in model.named_parameters() if not name.startswith("log_z.")}
     try:
         dcp.load(weights, storage_reader=HuggingFaceStorageReader(str(folder)))
     except (Exception, dcp.api.CheckpointException) as error:
         die(f"{folder}: its weights do not fit its config: {one_line(error)[-400:]}")
+
+
+def other_head(folder):
+    """What is wrong with a folder whose config ties the head to the embedding, and whose files hold
+    a head that is not the embedding; else ""."""
+    from safetensors import safe_open
+
+    found = {}  # {the end of a name: where it is}
+    for path in sorted(Path(folder).glob("*.safetensors")):
+        with safe_open(path, "pt") as file:
+            for name in file.keys():  # noqa: SIM118 (it is no dictionary)
+                if name.endswith(("lm_head.weight", "embed_tokens.weight")):
+                    found[name.split(".")[-2]] = (path, name)
+    if len(found) < 2:
+        return ""
+    tensors = []
+    for path, name in found.values():
+        with safe_open(path, "pt") as file:
+            tensors.append(file.get_tensor(name))
+    if torch.equal(*tensors):
+        return ""
+    return (
+        f"{folder}: its config.json says tie_word_embeddings = true, and its files hold an lm_head "
+        "that is not the embedding; say false there, or leave the head out of the files"
+    )
 
 
 @patiently

@@ -6,6 +6,8 @@ code 2) that says which row and what it has.
 
 import json
 import os
+import time
+from collections import Counter
 from functools import partial
 from pathlib import Path
 
@@ -24,9 +26,13 @@ def find_model(cfg):
     if "tiny" in (cfg.model, cfg.data, cfg.eval_data):
         from harness import tiny  # whose lock lets the first rank of a machine make it
 
+        try:
+            made = tiny.make()
+        except OSError as error:
+            die(f"'tiny' is made in ~/.cache/lad: {one_line(error)}; set HOME to a writable folder")
         for key, part in (("model", "model"), ("data", "train"), ("eval_data", "test")):
             if getattr(cfg, key) == "tiny":
-                setattr(cfg, key, str(tiny.make()[part]))
+                setattr(cfg, key, str(made[part]))
     if Path(cfg.model).is_dir():
         return cfg.model
     return download(cfg.model)
@@ -49,12 +55,42 @@ def download(model):
     )
     message = ""
     if int(os.environ["LOCAL_RANK"]) == 0:
+        look_for_hub()
         try:
             fetch()
         except Exception as error:  # of a dozen types, all with a message worth passing on
             message = f"model = {model!r}: no such folder, and the hub says: {one_line(error)}"
     leave_together(message)
     return fetch(local_files_only=True)
+
+
+HUB_TRIES = 3
+HUB_SECONDS = 10  # for each of them
+
+
+def look_for_hub():
+    """If the hub does not answer, say so and go on without it, with what its cache holds.
+
+    Its clients ask again and again, for each of many addresses: minutes of silence in all.
+    """
+    import datasets
+    from huggingface_hub import constants, get_session
+
+    if constants.HF_HUB_OFFLINE:
+        return
+    for attempt in range(1, HUB_TRIES + 1):
+        try:
+            get_session().head(constants.ENDPOINT, timeout=HUB_SECONDS)
+            return
+        except Exception as error:  # of a dozen types
+            print0(
+                f"hub       {constants.ENDPOINT} does not answer, try {attempt} of {HUB_TRIES}: "
+                f"{one_line(error)}"
+            )
+            time.sleep(1)
+    constants.HF_HUB_OFFLINE = True
+    datasets.config.HF_HUB_OFFLINE = True
+    print0("hub       is left alone from here on: what is in its cache has to do")
 
 
 def load_tokenizer(folder):
@@ -76,15 +112,16 @@ def read_rows(source, name, split):
     org/name@revision)."""
     try:
         if source.endswith(".json"):
-            return json.loads(Path(source).read_text())
-        if source.endswith(".jsonl"):  # lines become one list, so that an error names its line
-            lines = Path(source).read_text().strip().replace("\n", ",\n")
-            return json.loads(f"[{lines}]")
+            return json.loads(Path(source).read_text(encoding="utf-8-sig"))
+        if source.endswith(".jsonl"):
+            return read_lines(Path(source).read_text(encoding="utf-8-sig"))
         import datasets
 
         if source.endswith(".parquet"):
             return datasets.load_dataset("parquet", data_files=source, split="train")
         repository, _, revision = source.partition("@")
+        if not Path(source).exists():
+            look_for_hub()
         # rows are read as they are asked for
         return datasets.load_dataset(
             repository, name or None, split=split, revision=revision or None
@@ -94,6 +131,21 @@ def read_rows(source, name, split):
             f"cannot read {source!r}: {one_line(error)}; give the path of a .json, .jsonl or "
             ".parquet file, or a hub name that can be reached"
         )
+
+
+def read_lines(text):
+    """The values of a .jsonl file, blank lines left out; an error names its line."""
+    found = []
+    for number, line in enumerate(text.split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            found.append(json.loads(line))
+        except ValueError as error:
+            if isinstance(error, json.JSONDecodeError):
+                raise ValueError(f"{error.msg}: line {number} column {error.colno}") from None
+            raise ValueError(f"{error}: line {number}") from None
+    return found
 
 
 def field(row, path, where):
@@ -126,25 +178,25 @@ def load_data(cfg, tokenizer, evaluation=False):
 
     rows = []
     seen = set()
-    too_long = 0
+    counts = Counter()  # of what was left out
     silent = rank() > 0 or len(raw) < 50_000
     for number, row in enumerate(tqdm(raw, "reading", disable=silent), 1):
         where = f"{source}, row {number}"
         if not isinstance(row, dict):
             die(f"{where}: expected an object with named fields, not {type(row).__name__}")
-        text, messages = fill_template(row, template, cfg.system, where)
+        text, messages = fill_template(row, template, where, counts)
+        if cfg.chat:
+            messages = with_system(messages, cfg.system, counts)
+            text = render(messages, tokenizer, where)
         if text in seen:
+            counts["duplicates"] += 1
             continue
         seen.add(text)
         truth = truth_of(row, truth_path, cfg, where)
-        if cfg.chat:
-            text = tokenizer.apply_chat_template(
-                messages, add_generation_prompt=True, tokenize=False
-            )
         # a chat template writes its own <bos>
         ids = tokenizer(text, add_special_tokens=not cfg.chat)["input_ids"]
         if len(ids) > cfg.max_prompt_tokens:
-            too_long += 1
+            counts["too long"] += 1
         else:
             rows.append(dict(prompt_ids=ids, prompt=text, truth=truth))
 
@@ -153,9 +205,18 @@ def load_data(cfg, tokenizer, evaluation=False):
         few = f"; fewer than prompts = {cfg.prompts}: rows repeat in a batch"
     print0(
         f"{'held-out' if evaluation else 'training':9} {source}: {len(rows)} rows "
-        f"({len(raw) - len(seen)} duplicates and {too_long} prompts over {cfg.max_prompt_tokens} "
-        f"tokens dropped){few}"
+        f"({counts['duplicates']} duplicates and {counts['too long']} prompts over "
+        f"{cfg.max_prompt_tokens} tokens dropped){few}"
     )
+    if counts["answers"]:
+        print0(
+            f"note      {source}: {counts['answers']} rows end with an answer, which is left out"
+        )
+    if counts["systems"]:
+        print0(
+            f"note      {source}: {counts['systems']} rows have a system message, for which "
+            "--system is ignored"
+        )
     if not rows:
         die(f"{source}: no row is left; raise max_prompt_tokens = {cfg.max_prompt_tokens}")
     if evaluation and cfg.eval_prompts:
@@ -163,19 +224,78 @@ def load_data(cfg, tokenizer, evaluation=False):
     return rows
 
 
+# ==== 3. Prompts ================================================================================
+
+# Who speaks in ShareGPT's files, by the names that chat templates know
+SPEAKERS = {"human": "user", "gpt": "assistant", "model": "assistant", "bot": "assistant"}
+
+
 def is_chat(value):
-    """Whether a field is a list of chat messages."""
-    return (
-        isinstance(value, list) and value and isinstance(value[0], dict) and "content" in value[0]
-    )
+    """Whether a field is a list of chat messages, {role, content} or ShareGPT's {from, value}."""
+    if not isinstance(value, list) or not value or not isinstance(value[0], dict):
+        return False
+    return bool({"role", "content"} & set(value[0])) or {"from", "value"} <= set(value[0])
 
 
-def fill_template(row, template, system, where):
+def read_chat(value, where):
+    """The messages of a field as {role, content: text}, other fields of theirs as they are."""
+    messages = []
+    for number, given in enumerate(value, 1):
+        here = f"{where}, message {number}"
+        if not isinstance(given, dict):
+            die(f"{here}: expected an object with role and content, not {type(given).__name__}")
+        message = dict(given)
+        if "from" in message and "role" not in message:
+            speaker = message.pop("from")
+            message["role"] = SPEAKERS.get(speaker, speaker) if isinstance(speaker, str) else None
+            message["content"] = message.pop("value", None)
+        if not message.get("role") or not isinstance(message["role"], str):
+            die(f"{here}: it has no role; it has {', '.join(given)}")
+        message["content"] = as_text(message.get("content"), here)
+        messages.append(message)
+    return messages
+
+
+def as_text(content, where):
+    """The content of a message: text, or a list of parts that are all text."""
+    if isinstance(content, str):
+        return content
+    if content is None:
+        die(f"{where}: its content is null or missing; leave such rows out")
+    if not isinstance(content, list):
+        die(f"{where}: its content is {type(content).__name__}, not text")
+    texts = []
+    for part in content:
+        if isinstance(part, dict) and isinstance(part.get("text"), str):
+            texts.append(part["text"])
+        else:
+            die(f"{where}: its content has a part that is not text: {str(part)[:60]}")
+    return "".join(texts)
+
+
+def without_answer(messages, where):
+    """The messages up to the last one that the model is to answer."""
+    end = len(messages)
+    while end and messages[end - 1]["role"] == "assistant":
+        end -= 1
+    if not any(message["role"] != "system" for message in messages[:end]):
+        die(f"{where}: its messages hold no question, only {messages[0]['role']} messages")
+    return messages[:end]
+
+
+def fill_template(row, template, where, counts):
     """(the prompt as text, as chat messages). A field of messages stands for the last of them, and
-    alone in the template for all of them."""
-    chats = {key: value for key, value in row.items() if is_chat(value)}
+    alone in the template for all of them, but for an answer at the end, which is counted."""
+    chats = {}
+    last = {}
+    for key, value in row.items():
+        if is_chat(value) and f"{{{key}}}" in template:
+            whole = read_chat(value, where)
+            chats[key] = without_answer(whole, where)
+            last[key] = chats[key][-1]["content"]
+            counts["answers"] += len(chats[key]) < len(whole)
     try:
-        text = template.format(**row | {key: chat[-1]["content"] for key, chat in chats.items()})
+        text = template.format(**row | last)
         text.encode()  # half a surrogate pair, which JSON can hold, is no text
     except (LookupError, ValueError, AttributeError, TypeError) as error:
         die(
@@ -184,18 +304,35 @@ def fill_template(row, template, system, where):
             "{{ }})"
         )
     is_null = any(row[key] is None and f"{{{key}}}" in template for key in row)
-    if not text.strip() or is_null:
+    has_no_message = row.get(template[1:-1]) == []
+    if not text.strip() or is_null or has_no_message:
         die(
             f"{where}: its prompt is empty or a field in it is null: {text[:60]!r}; leave such "
             "rows out"
         )
+    return text, chats.get(template[1:-1]) or [{"role": "user", "content": text}]
 
-    messages = chats.get(template[1:-1])
-    if not messages:
-        messages = [{"role": "user", "content": text}]
-        if system:
-            messages = [{"role": "system", "content": system}, *messages]
-    return text, messages
+
+def with_system(messages, system, counts):
+    """The messages with a system message first, if there is one to add; a row's own stays."""
+    if not system:
+        return messages
+    if any(message["role"] == "system" for message in messages):
+        counts["systems"] += 1
+        return messages
+    return [{"role": "system", "content": system}, *messages]
+
+
+def render(messages, tokenizer, where):
+    """The text of a chat, up to where the model begins to answer."""
+    try:
+        return tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    except Exception as error:  # whatever a template raises: it is a program
+        roles = ", ".join(message["role"] for message in messages)
+        die(
+            f"{where}: the chat template refuses its messages ({roles}): {one_line(error)}; mend "
+            "the row, leave out --system if it is that, or say chat = false"
+        )
 
 
 def truth_of(row, path, cfg, where):

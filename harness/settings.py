@@ -8,6 +8,7 @@ import dataclasses
 import difflib
 import json
 import os
+import signal
 import sys
 import tomllib
 from pathlib import Path
@@ -26,6 +27,18 @@ def die(message):
     """Say in one line what to change, and leave with exit code 2."""
     print(f"{program()}: error: {message}", file=sys.stderr, flush=True)
     raise SystemExit(2)
+
+
+def run_program(main):
+    """main(flags), with no traceback for whoever closes our output, as `| head` does."""
+    try:
+        try:
+            main(sys.argv[1:])
+        finally:  # also of one that has left by SystemExit, as --help does
+            sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes at its end
+        raise SystemExit(128 + signal.SIGPIPE) from None
 
 
 def one_line(error):
@@ -134,6 +147,7 @@ def read_preset(name, knobs, objectives):
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ValueError(f"{path}: {error}") from None
     if path == PRESETS:
+        table.pop("bench", None)  # eval.py's benchmarks, which nobody trains on
         if name not in table:
             raise ValueError(f"{path}: no preset {name!r}{did_you_mean(name, table)}")
         table = table[name]
@@ -155,7 +169,8 @@ def line_of(key, table, text):
 HELP = """
 flags:
   --config NAME     preset in configs.toml, or a .toml file (default: the values below)
-  --resume [DIR]    go on from the newest checkpoint of that run (default: of --out)
+  --resume [DIR]    go on from the newest checkpoint of that run (default: of --out); with another
+                    --out, into that folder, with the log so far, and DIR stays as it is
   --plan            say what the run will need of memory and time, and stop: no GPU and no weights
                     are touched (with it: --gpus N, 8 unless told, --gpu_memory GiB, --length mean
                     tokens of a response)
@@ -192,7 +207,8 @@ def read_flags(argv):
 
 
 def read_settings(argv, knobs, objectives, help):
-    """(name of the run's preset, {key: value}, is it to be resumed?) of a command line."""
+    """(name of the run's preset, {key: value}, the folder of --resume: "" for --out, None without
+    that flag) of a command line."""
     if "--help" in argv or "-h" in argv:
         show_help(knobs, objectives, help)
     flags = read_flags(argv)
@@ -211,7 +227,7 @@ def read_settings(argv, knobs, objectives, help):
         values = read_preset(name, knobs, objectives)
     for key, value in flags.items():
         values[key] = check_value(key, value, "command line", knobs, objectives)
-    return preset_name(name), values, resume is not None
+    return preset_name(name), values, resume
 
 
 def preset_name(name):

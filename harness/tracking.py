@@ -32,17 +32,35 @@ LOGS = ("metrics.jsonl", "samples.jsonl")
 # ==== 1. The folder =============================================================================
 
 
-def begin(cfg, script):
-    """Make the folder ready: an older run of the same name is moved aside, never overwritten."""
+def begin(cfg, script, found=None):
+    """Make the folder ready. An older run of the same name is moved aside, never overwritten. A run
+    that goes on from another folder's checkpoint `found` gets that one, and the log up to it; the
+    other folder stays as it is."""
     if rank() != 0:
         return
     out = Path(cfg.out)
-    if (out / "metrics.jsonl").exists() and not cfg.resume:
+    is_fork = checkpoint.is_fork(cfg)
+    is_used = (out / "metrics.jsonl").exists() or (out / "checkpoints").exists()
+    if is_used and (is_fork or not cfg.resume):
         aside = move_aside(out.resolve())
-        print(f"run       {out} was there: moved to {aside} (--resume goes on instead)")
+        print(f"run       {out} was there: moved to {aside} (--resume {out} goes on instead)")
     (out / "source").mkdir(parents=True, exist_ok=True)
     replace(out / "config.toml", to_toml(dataclasses.asdict(cfg)))
     copy_source(Path(script).resolve(), out / "source")
+    if is_fork:
+        take_over(cfg, *found)
+
+
+def take_over(cfg, path, saved):
+    """The log of another run, and then its checkpoint, into this one's folder."""
+    try:
+        for name in LOGS:
+            if (Path(cfg.resume) / name).exists():
+                shutil.copyfile(Path(cfg.resume) / name, Path(cfg.out) / name)
+        checkpoint.adopt(path, cfg.out)
+    except OSError as error:  # no room, or its run is at work and has removed it
+        die(f"{path} cannot be taken over into {cfg.out}: {one_line(error)}")
+    print(f"run       {cfg.out} goes on from step {saved['step']} of {cfg.resume}, which stays")
 
 
 def move_aside(out):
@@ -107,7 +125,7 @@ def append(cfg, name, **fields):
         with open(Path(cfg.out) / name, "a") as file:
             file.write(line)
     except OSError as error:
-        steps = [int(path.name[5:]) for path in checkpoint.listed(cfg)]
+        steps = [checkpoint.number_of(path) for path in checkpoint.listed(cfg.out)]
         die(
             f"{error}: {len(line):,} bytes of {name} needed, {shutil.disk_usage(cfg.out).free:,} "
             f"free; the run stops, whole up to step {max(steps, default=0)}: make room, then "
@@ -277,8 +295,8 @@ def refuse_gradients(cfg, step, batches):
     """A run that takes no step learns nothing. Exits with code 2."""
     die(
         f"step {step}: not one optimizer step of the last {batches} batches was taken, their "
-        f"gradients are not finite; the weights are those of step {step - batches}, and saved: look "
-        f"at ratio_max and rollout_kl in metrics.jsonl, or take a smaller lr = {cfg.lr}"
+        f"gradients are not finite; the weights are those of step {step - batches}, and saved: "
+        f"look at ratio_max and rollout_kl in metrics.jsonl, or take a smaller lr = {cfg.lr}"
     )
 
 

@@ -5,17 +5,23 @@ Shared by the tests: where the data is, a random model with the tiny tokenizer, 
     python -m pytest -m slow      # what takes longer: kills at random moments, every objective through vLLM, whole data sets
     LAD_TINY_SEED=1 OMP_NUM_THREADS=2 python -m pytest      # the offline default made with another seed, threads: all must pass just so
 """
-import json, os, subprocess, sys
+
+import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")   # two processes of tests on what may be two cores; before torch is imported
+os.environ.setdefault(
+    "OMP_NUM_THREADS", "1"
+)  # two processes of tests on what may be two cores; before torch is imported
 
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 DATA = Path(os.environ.get("LAD_DATA", ROOT.parent / "shared" / "data"))
 sys.path.insert(0, str(ROOT))
-GRACE = 60   # seconds that a busy machine may add to what has to end by itself: a hang is longer, a slow machine is no fault
+GRACE = 60  # seconds that a busy machine may add to what has to end by itself: a hang is longer, a slow machine is no fault
 ENV = dict(os.environ, OMP_WAIT_POLICY="passive", PYTHONPATH=str(ROOT), VLLM_LOGGING_LEVEL="ERROR")
 
 
@@ -26,6 +32,7 @@ def pytest_configure(config):
 
 def pytest_collection_modifyitems(items):
     import torch
+
     for item in items:
         if "gpu" in item.keywords and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="no CUDA GPU on this machine"))
@@ -33,9 +40,26 @@ def pytest_collection_modifyitems(items):
 
 def launch(args, ranks=1, timeout=300, check=True, env=None):
     """Run a script of the project in its own process (or `ranks` of them under torchrun); its output."""
-    command = [sys.executable] if ranks == 1 else [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
-    done = subprocess.run([*command, *map(str, args)], cwd=ROOT, env={**ENV, **(env or {})}, timeout=timeout,
-                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    command = (
+        [sys.executable]
+        if ranks == 1
+        else [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            f"--nproc_per_node={ranks}",
+        ]
+    )
+    done = subprocess.run(
+        [*command, *map(str, args)],
+        cwd=ROOT,
+        env={**ENV, **(env or {})},
+        timeout=timeout,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
     assert not check or done.returncode == 0, done.stdout[-6000:]
     return done
 
@@ -48,6 +72,7 @@ def metrics(out):
 def forks(tiny, tmp_path_factory):
     """Runs of the programs in a second or two each, see forks.py."""
     from forks import Forks
+
     forks = Forks(tmp_path_factory.mktemp("logs"), ENV)
     yield forks
     forks.close()
@@ -57,6 +82,7 @@ def forks(tiny, tmp_path_factory):
 def tiny():
     """The offline default: {model, train, test}. Made once and cached, as lad.py does."""
     from harness import tiny
+
     return tiny.make()
 
 
@@ -65,13 +91,25 @@ def random_model(tiny, tmp_path_factory):
     """Folder of a small untied Qwen2 with grouped-query attention, random weights, and the tiny tokenizer."""
     import torch
     from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
+
     folder = tmp_path_factory.mktemp("random_model")
     tokenizer = AutoTokenizer.from_pretrained(tiny["model"])
     torch.manual_seed(0)
-    config = Qwen2Config(vocab_size=len(tokenizer), hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=2,
-                         num_key_value_heads=1, max_position_embeddings=128, eos_token_id=tokenizer.eos_token_id, tie_word_embeddings=False)
+    config = Qwen2Config(
+        vocab_size=len(tokenizer),
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        max_position_embeddings=128,
+        eos_token_id=tokenizer.eos_token_id,
+        tie_word_embeddings=False,
+    )
     model = Qwen2ForCausalLM(config)
-    for p in model.parameters():   # away from the small initial weights, so that every token's distribution has a shape
+    for p in (
+        model.parameters()
+    ):  # away from the small initial weights, so that every token's distribution has a shape
         p.data.mul_(3.0) if p.dim() > 1 else None
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)

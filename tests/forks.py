@@ -7,7 +7,20 @@ moment (the n-th call of a function) and what happens then, SIGKILL at once, or 
 
 This file is the server when it is started, and has the client, Forks, for whoever imports it.
 """
-import contextlib, gc, importlib, itertools, json, os, select, shutil, signal, socket, subprocess, sys, time
+
+import contextlib
+import gc
+import importlib
+import itertools
+import json
+import os
+import select
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -18,7 +31,9 @@ ROOT = Path(__file__).resolve().parent.parent
 def half_a_line(lad, strike):
     """metrics.jsonl gets the first half of a line."""
     from harness import tracking
+
     append = tracking.append
+
     def torn(cfg, name, **fields):
         if lad.rank() == 0 and strike.now():
             with open(Path(cfg.out) / name, "a") as f:
@@ -26,46 +41,57 @@ def half_a_line(lad, strike):
                 f.flush()
                 strike()
         append(cfg, name, **fields)
+
     tracking.append = torn
 
 
 def half_a_file(name):
     """Path.write_text of that file stops half-way."""
+
     def install(lad, strike):
         write_text = Path.write_text
+
         def torn(self, text, *args, **kwargs):
             if self.name.startswith(name) and strike.now():
                 write_text(self, text[: len(text) // 2])
                 strike()
             return write_text(self, text, *args, **kwargs)
+
         Path.write_text = torn
+
     return install
 
 
 def some_weights(lad, strike):
     """The n-th tensor on its way to vLLM is the last."""
     named_weights = lad.named_weights
+
     def torn(*args):
         for item in named_weights(*args):
             if strike.now():
                 strike()
             yield item
+
     lad.named_weights = torn
 
 
 def call(path):
     """The n-th call of a function, `path` from the module on: the fault comes as it begins."""
+
     def install(lad, strike):
         module, *names = path.split("/")
         owner = lad if module == "lad" else importlib.import_module(module)
         for name in names[:-1]:
             owner = getattr(owner, name)
         original = getattr(owner, names[-1])
+
         def wrapped(*args, **kwargs):
             if strike.now():
                 strike()
             return original(*args, **kwargs)
+
         setattr(owner, names[-1], wrapped)
+
     return install
 
 
@@ -92,11 +118,18 @@ MOMENTS = {
 def small_disk(folder, megabytes):
     """From here on this process sees an empty disk of that size at `folder`; where mounting is denied it exits with code 77."""
     import ctypes
+
     libc, uid, gid = ctypes.CDLL(None, use_errno=True), os.getuid(), os.getgid()
-    if libc.unshare(0x20000) and libc.unshare(0x20000 | 0x10000000):   # mounts; and a user namespace, which lets anyone have them
+    if libc.unshare(0x20000) and libc.unshare(
+        0x20000 | 0x10000000
+    ):  # mounts; and a user namespace, which lets anyone have them
         os._exit(77)
     if uid:
-        for name, line in (("setgroups", "deny"), ("uid_map", f"0 {uid} 1"), ("gid_map", f"0 {gid} 1")):
+        for name, line in (
+            ("setgroups", "deny"),
+            ("uid_map", f"0 {uid} 1"),
+            ("gid_map", f"0 {gid} 1"),
+        ):
             Path(f"/proc/self/{name}").write_text(line)
     libc.mount(b"none", b"/", None, 0x44000, None)
     if libc.mount(b"none", os.fsencode(folder), b"tmpfs", 0, b"size=%dk" % (megabytes * 1000)):
@@ -110,6 +143,7 @@ def child(request, pipe):
     """One rank of one run, as `python PROGRAM ARGV` would be but for the faults."""
     import lad
     from harness import ranks, tracking
+
     os.setsid()
     log = os.open(request["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(log, 1)
@@ -120,18 +154,36 @@ def child(request, pipe):
     os.environ.update(request["env"])
     count = itertools.count(1)
     for moment, nth, delay in request["faults"]:
+
         def strike():
             if delay is None:
                 os.kill(os.getpid(), signal.SIGKILL)
             os.write(pipe, b"%f\n" % delay)
+
         strike.now = lambda: next(count) == nth
         MOMENTS[moment](lad, strike)
-    for line in request["patch"]:   # faults that are not kills: some Python each
-        exec(line, dict(lad=lad, tracking=tracking, ranks=ranks, os=os, time=time, signal=signal, Path=Path, small_disk=small_disk))
+    for line in request["patch"]:  # faults that are not kills: some Python each
+        exec(
+            line,
+            dict(
+                lad=lad,
+                tracking=tracking,
+                ranks=ranks,
+                os=os,
+                time=time,
+                signal=signal,
+                Path=Path,
+                small_disk=small_disk,
+            ),
+        )
     program = ROOT / request["program"]
     try:
         sys.argv = [request["program"], *request["argv"]]
-        sys.orig_argv = [sys.executable, str(program), *request["argv"]]   # eval.py begins anew with it
+        sys.orig_argv = [
+            sys.executable,
+            str(program),
+            *request["argv"],
+        ]  # eval.py begins anew with it
         sys.path.insert(0, str(program.parent))
         __import__(program.stem).main(request["argv"])
         code = 0
@@ -145,15 +197,27 @@ def child(request, pipe):
     with contextlib.suppress(OSError):
         sys.stdout.flush()
         sys.stderr.flush()
-    if request["keep"]:   # what is on a disk of one's own, for the others to see
+    if request["keep"]:  # what is on a disk of one's own, for the others to see
         shutil.copytree(*request["keep"])
     os._exit(code)
 
 
 # What a run imports sooner or later; what is not there (a CUDA build has another worker) is left to the children
-IMPORTED = ["lad", "eval", "harness.plot", "torch.distributed.checkpoint.hf_storage", "transformers", "transformers.models.qwen2.modeling_qwen2",
-            "vllm", "vllm.v1.worker.cpu_worker", "vllm.v1.engine.core", "vllm.model_executor.models.qwen2",
-            "matplotlib.pyplot", "matplotlib.backends.backend_agg", "PIL.PngImagePlugin"]
+IMPORTED = [
+    "lad",
+    "eval",
+    "harness.plot",
+    "torch.distributed.checkpoint.hf_storage",
+    "transformers",
+    "transformers.models.qwen2.modeling_qwen2",
+    "vllm",
+    "vllm.v1.worker.cpu_worker",
+    "vllm.v1.engine.core",
+    "vllm.model_executor.models.qwen2",
+    "matplotlib.pyplot",
+    "matplotlib.backends.backend_agg",
+    "PIL.PngImagePlugin",
+]
 
 
 def free_port():
@@ -168,10 +232,11 @@ def serve():
     sys.path.insert(0, str(ROOT))
     for name in IMPORTED:
         importlib.import_module(name)
-    from transformers import AutoModelForCausalLM, AutoTokenizer   # noqa: F401 (lazy: they are imported when they are named)
-    from vllm import LLM, SamplingParams                           # noqa: F401
+    from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: F401 (lazy: they are imported when they are named)
+    from vllm import LLM, SamplingParams  # noqa: F401
+
     assert len(os.listdir("/proc/self/task")) == 1, "a fork would lose threads"
-    gc.freeze()   # vLLM collects garbage seven times: children need not look through all that was imported
+    gc.freeze()  # vLLM collects garbage seven times: children need not look through all that was imported
     print("ready", flush=True)
     for line in sys.stdin:
         request, pids = json.loads(line), []
@@ -180,9 +245,22 @@ def serve():
         for rank in range(request["ranks"]):
             env = dict(request["env"])
             if request["ranks"] > 1:
-                env |= dict(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(request["ranks"]), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+                env |= dict(
+                    RANK=str(rank),
+                    LOCAL_RANK=str(rank),
+                    WORLD_SIZE=str(request["ranks"]),
+                    MASTER_ADDR="127.0.0.1",
+                    MASTER_PORT=str(port),
+                )
             if not (pid := os.fork()):
-                child(dict(request, env=env, faults=request["faults"] if rank == request["rank"] else []), write)
+                child(
+                    dict(
+                        request,
+                        env=env,
+                        faults=request["faults"] if rank == request["rank"] else [],
+                    ),
+                    write,
+                )
             pids.append(pid)
         print(json.dumps(pids), flush=True)
         codes, first, end = {}, None, time.monotonic() + request["seconds"]
@@ -194,7 +272,7 @@ def serve():
             pid, status = os.waitpid(-1, os.WNOHANG)
             if pid in pids:
                 codes[pid], first = os.waitstatus_to_exitcode(status), first or time.monotonic()
-                if request["together"] and codes[pid] == -9:   # the machine is gone, not one process
+                if request["together"] and codes[pid] == -9:  # the machine is gone, not one process
                     for other in set(pids) - set(codes):
                         os.kill(other, signal.SIGKILL)
             if time.monotonic() > end:
@@ -213,18 +291,52 @@ class Forks:
     """Runs of a program, each in a process of its own that dies as it likes. One at a time."""
 
     def __init__(self, folder, env):
-        self.folder, self.number = Path(folder), 0   # of the logs
+        self.folder, self.number = Path(folder), 0  # of the logs
         # Compiling one line of its sampler takes vLLM 2 s a process. One thread: a fork has no others, and libraries make theirs as they are imported
-        env = env | dict(TORCHDYNAMO_DISABLE="1", VLLM_LOGGING_LEVEL="ERROR", TORCH_CPP_LOG_LEVEL="ERROR", OMP_NUM_THREADS="1")
-        self.process = subprocess.Popen([sys.executable, __file__], env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        env = env | dict(
+            TORCHDYNAMO_DISABLE="1",
+            VLLM_LOGGING_LEVEL="ERROR",
+            TORCH_CPP_LOG_LEVEL="ERROR",
+            OMP_NUM_THREADS="1",
+        )
+        self.process = subprocess.Popen(
+            [sys.executable, __file__],
+            env=env,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
         assert self.process.stdout.readline() == "ready\n"
 
-    def start(self, program, argv, faults=(), ranks=1, rank=0, env=None, patch=(), seconds=600, together=True, keep=()):
+    def start(
+        self,
+        program,
+        argv,
+        faults=(),
+        ranks=1,
+        rank=0,
+        env=None,
+        patch=(),
+        seconds=600,
+        together=True,
+        keep=(),
+    ):
         """Begin; the pids of its ranks. faults: [(moment, nth, delay or None)] of rank `rank`; patch: Python source to execute first."""
         self.number += 1
         self.log = self.folder / f"{self.number}.log"
-        request = dict(program=program, argv=[*map(str, argv)], log=str(self.log), faults=list(faults), ranks=ranks, rank=rank, env=env or {},
-                       patch=list(patch), seconds=seconds, together=together, keep=[*map(str, keep)])
+        request = dict(
+            program=program,
+            argv=[*map(str, argv)],
+            log=str(self.log),
+            faults=list(faults),
+            ranks=ranks,
+            rank=rank,
+            env=env or {},
+            patch=list(patch),
+            seconds=seconds,
+            together=together,
+            keep=[*map(str, keep)],
+        )
         print(json.dumps(request), file=self.process.stdin, flush=True)
         return json.loads(self.process.stdout.readline())
 
