@@ -22,7 +22,9 @@ departs from the papers:
   3. FADE's averaging constant 0.02 is read as new = 0.98 old + 0.02 batch; rbar is the prompt's own
      solve rate, p the whole batch's. Judgement calls: we know an account of the paper, not its
      code.
-  4. FADE's H is the mean of -log pi(y_t) over sampled tokens: unbiased for their entropy, and free.
+  4. FADE's H is the mean of -log pi(y_t) over sampled tokens, as vLLM gives them: unbiased for
+  their
+     entropy, and free.
   5. Group standard deviations are torch.std (G - 1 in the denominator), as in TRL and verl.
   6. Truncated importance sampling between vLLM and the trainer is on for every objective, token by
      token (`--tis_cap 0`: off).
@@ -46,7 +48,8 @@ response, a dictionary that grows:
     failed                          why it could not say: no success, no failure; in no statistic
     reward                          what is trained on: correct, shaped
     old, ref                        the trainer's log-probs under pi_old and the reference
-    adv, scale                      its advantage, and the weight of its tokens in the loss
+    adv, scale                      its advantage (None: it has none), and the weight of its tokens
+    mask                            only if you set it: a list of 0 and 1, which tokens are trained
 
 Log-probabilities are in nats, at the sampling temperature.
 """
@@ -148,10 +151,10 @@ class Config(baselines.Knobs):
     ratio: str = knob("token", "pi_theta/pi_old of a token or of its sequence", of="token sequence")
     clip_low: float = knob(0.2, "PPO clips the ratio below 1 - this", 0, 1)
     clip_high: float = knob(0.28, "and above 1 + this (clip-higher, DAPO)", 0)
-    dual_clip: float = knob(0.0, "PPO: cap of the ratio where A < 0 (verl's is 3); 0: none", 0)
+    dual_clip: float = knob(0.0, "PPO: cap over 1 of the ratio where A < 0 (verl: 3); 0: none", 0)
     eta: float = knob(0.25, "LAD: temperature of the target e^(A/eta)", 1e-3)
     divergence: str = knob("js", "LAD: generator f", of="kl rkl jf js hd tv kl_c rkl_c")
-    alpha: float = knob(2.0, "power: focus on hard prompts, (1 - rbar)^(alpha - 1)", 0)
+    alpha: float = knob(2.0, "power: focus on hard prompts, (1 - solve rate)^(alpha - 1)", 0)
     delta: float = knob(0.5, "asym: divides the weight of failures", 1e-3)
     fade_alpha_max: float = knob(3.0, "FADE: ceiling of alpha", 1)
     fade_delta_min: float = knob(0.3, "FADE: floor of delta", 1e-3, 1)
@@ -162,7 +165,7 @@ class Config(baselines.Knobs):
     tis_cap: float = knob(2.0, "cap of the trainer/vLLM importance weight; 0: no such weight", 0)
     aggregation: str = knob("token", "mean over tokens, over sequence means, or sum/constant",
                             of="token sequence constant")
-    zero_variance: str = knob("keep", "groups with equal rewards: keep, drop, or refill the batch",
+    zero_variance: str = knob("keep", "groups with equal verdicts: keep, drop, or refill the batch",
                               of="keep drop refill")
     refill_rounds: int = knob(3, "rounds of generation at most for one batch, with refill", 1)
     overlong: str = knob("keep", "truncated responses: keep, mask, or shape (DAPO's soft penalty)",
@@ -191,7 +194,7 @@ class Config(baselines.Knobs):
     # verifier
     verify_workers: int = knob(4, "processes, for each rank", 1)
     verify_timeout: float = knob(10.0, "seconds for one item", 0.1)
-    max_failed: float = knob(0.5, "share of samples that cannot be scored: above it we stop", 0, 1)
+    max_failed: float = knob(0.5, "share of samples unscorable or lost: above it we stop", 0, 1)
 
     # evaluation, checkpoints, logging
     eval_every: int = knob(20, "steps; 0: only before and after", 0)
@@ -216,12 +219,12 @@ def load_config(argv):
         name, values, resume = read_settings(argv, KNOBS, OBJECTIVES, __doc__)
     except ValueError as error:
         die(error)
-    # An objective may bring defaults of its own, below what a preset or a flag says, and the ratio
-    # of a sequence brings its aggregation
+    # An objective may bring defaults of its own, below what a preset or a flag says; a ratio of
+    # sequences brings their aggregation
     objective = OBJECTIVES[values.get("objective", Config.objective)]
     defaults = dict(objective.defaults)
     if values.get("ratio") == "sequence":
-        defaults.setdefault("aggregation", "sequence")
+        defaults["aggregation"] = "sequence"
     cfg = Config(**defaults | values)
     cfg.config = name
     if not cfg.out:
@@ -244,6 +247,8 @@ def load_config(argv):
             "trainer's of all, and every importance weight off by their share: train with top_p = "
             "1 (eval.py takes any)"
         )
+    if 0 < cfg.dual_clip <= 1:
+        die(f"dual_clip = {cfg.dual_clip} would stop what failures teach: take more than 1, or 0")
     if cfg.prompts % cfg.minibatches:
         die(f"prompts = {cfg.prompts} does not divide into minibatches = {cfg.minibatches}")
     if cfg.objective == "passk" and cfg.pass_k > cfg.group:
@@ -468,38 +473,37 @@ def has_signal(group):
 
 def collect(llm, cfg, tokenizer, verifier, rows, position, step, lap):
     """Groups for one batch: (this rank's to train on, all that it drew, new position in the data,
-    [(samples, verdicts)] that are still to be finished).
+    pending).
 
-    zero_variance = keep: one round, verified while the caller computes log-probs. drop and refill
-    must look at the verdicts to choose groups, so there nothing is left to be finished. refill
-    draws until the ranks together have cfg.prompts groups, refill_rounds times at most.
+    zero_variance = keep: one round; pending is its (samples, verdicts), verified while the caller
+    computes log-probs. drop and refill choose groups by their verdicts, so there these are in
+    already and pending is None. refill draws until the ranks together have cfg.prompts groups,
+    refill_rounds times at most.
     """
     rounds = cfg.refill_rounds if cfg.zero_variance == "refill" else 1
-    groups, drawn, pending = [], [], []
+    groups, drawn = [], []
     for attempt in range(rounds):
         # Responses to the next prompts of the data
-        batch = draw(rows, position, cfg.prompts, cfg.seed)
+        asked = draw(rows, position, cfg.prompts, cfg.seed)
         position += cfg.prompts
-        mine, fresh = rollout(llm, cfg, batch, cfg.group, step, attempt)
+        mine, fresh = rollout(llm, cfg, asked, cfg.group, step, attempt)
         describe(mine, fresh, tokenizer)
         drawn += fresh
         lap("rollout")
 
-        # Which of their groups are trained on
         samples = [s for group in fresh for s in group]
         verdicts = start_verification(verifier, samples, cfg)
         if cfg.zero_variance == "keep":
-            pending.append((samples, verdicts))
-            groups += fresh
-        else:
-            finish_verification(samples, verdicts, cfg)
-            groups += [group for group in fresh if has_signal(group)]
-        lap("reward")
+            lap("reward")
+            return drawn, drawn, position, (samples, verdicts)
 
-        # The ranks together have enough
-        if all_reduce([len(groups)])[0] >= cfg.prompts:
+        # Which of their groups are trained on
+        finish_verification(samples, verdicts, cfg)
+        groups += [group for group in fresh if has_signal(group)]
+        lap("reward")
+        if all_reduce([len(groups)])[0] >= cfg.prompts:  # the ranks together have enough
             break
-    return groups[: even_share(len(groups), cfg.prompts)], drawn, position, pending
+    return groups[: even_share(len(groups), cfg.prompts)], drawn, position, None
 
 
 def even_share(mine, wanted):
@@ -565,13 +569,13 @@ def grpo(r, cfg, state):
 
 
 def focal(r, correct, alpha, delta):
-    """A = (1 - p)^(alpha - 1) (r - rbar), divided by delta where r < rbar. p is the share of the
-    prompt's responses that are correct: rbar, unless rewards are shaped."""
-    rbar = r.mean(-1, keepdim=True)
-    missed = (1 - correct.mean(-1, keepdim=True)).clamp_min(0)
-    focus = missed ** (alpha - 1)  # rare successes weigh more
-    a = torch.where(missed > 0, focus * (r - rbar), r - rbar)  # 0^-1, where alpha is under 1
-    return torch.where(r >= rbar, a, a / delta)
+    """A = (1 - solved)^(alpha - 1) (r - rbar), divided by delta where negative. solved is the share
+    of the prompt's responses that are correct: rbar, unless rewards are shaped."""
+    unsolved = (1 - correct.mean(-1, keepdim=True)).clamp_min(0)
+    focus = unsolved ** (alpha - 1)  # rare successes weigh more
+    focus = torch.where(focus.isinf(), 1.0, focus)  # alpha < 1, all solved: 0 to a negative power
+    a = focus * centred(r)
+    return torch.where(a < 0, a / delta, a)
 
 
 def fade(r, cfg, state):
@@ -600,8 +604,10 @@ def fade_schedule(state, cfg):
     delta = clip(1 + H - H*, delta_min, 1): failures weigh more once the entropy H is under H*."""
     alpha = 1.5 * (1 - state["p"]) / max(state["p"], 1e-9)
     alpha = min(max(alpha, 1.0), cfg.fade_alpha_max)
-    delta = 1 + state["H"] - state["H*"]
-    delta = min(max(delta, cfg.fade_delta_min), 1.0)
+    delta = 1.0
+    if state["H"] is not None:  # else no batch has told it yet
+        delta = 1 + state["H"] - state["H*"]
+        delta = min(max(delta, cfg.fade_delta_min), 1.0)
     return alpha, delta
 
 
@@ -623,13 +629,15 @@ def new_state():
 
 
 def update_state(state, solve_rate, entropy, cfg):
-    """Fold in a batch's solve rate and mean token entropy."""
-    # The first batch says where H starts, and what it should not fall below
-    if state["H"] is None:
-        state["H"] = entropy
-        state["H*"] = cfg.fade_entropy or entropy / 2
-    state["p"] += cfg.fade_rate * (solve_rate - state["p"])
-    state["H"] += cfg.fade_rate * (entropy - state["H"])
+    """Fold in a batch's solve rate and mean token entropy; NaN: of this batch it is not known."""
+    if math.isfinite(solve_rate):
+        state["p"] += cfg.fade_rate * (solve_rate - state["p"])
+    if math.isfinite(entropy):
+        # The first batch says where H starts, and what it should not fall below
+        if state["H"] is None:
+            state["H"] = entropy
+            state["H*"] = cfg.fade_entropy or entropy / 2
+        state["H"] += cfg.fade_rate * (entropy - state["H"])
 
 
 # Losses: (log_ratio, A, cfg, t) -> (loss of each token, whether it is clipped), each of one shape.
@@ -641,11 +649,13 @@ def ppo_clip(log_ratio, adv, cfg, t):
     """-min(rho A, clip(rho, 1 - clip_low, 1 + clip_high) A). PPO, arXiv 1707.06347; clip_high
     beyond clip_low is DAPO's clip-higher, arXiv 2503.14476."""
     ratio = log_ratio.exp()
+    capped = torch.zeros_like(ratio, dtype=torch.bool)
     if cfg.dual_clip:  # else rho A has no end where A < 0. arXiv 1912.09729; TRL calls it delta
-        ratio = torch.where(adv < 0, ratio.clamp(max=cfg.dual_clip), ratio)
+        capped = (adv < 0) & (ratio > cfg.dual_clip)
+        ratio = torch.where(capped, cfg.dual_clip, ratio)
     free = ratio * adv
     clipped = ratio.clamp(1 - cfg.clip_low, 1 + cfg.clip_high) * adv
-    return -torch.minimum(free, clipped), clipped < free
+    return -torch.minimum(free, clipped), (clipped < free) | capped
 
 
 # LAD: Learning Advantage Distributions, arXiv 2602.20132
@@ -660,11 +670,12 @@ def lad(log_ratio, adv, cfg, t):
 
 
 def generator(cfg):
-    """The name of f. kl and rkl are centred (see f_divergence) where f'(1) (z - 1) is no longer 0
-    in expectation: when a token's weight depends on the length of its response, it is a drift in
-    length, as large as a real gradient."""
+    """The name of f. kl and rkl carry f'(1) (z - 1), whose mean is 0 only where a token's weight
+    does not depend on the response that it is of. Where it does they are centred (see
+    f_divergence), or that term would be a drift, in length for example, as large as a gradient."""
     by_length = cfg.ratio == "token" and cfg.aggregation == "sequence"
-    if cfg.divergence in ("kl", "rkl") and by_length:
+    chosen = cfg.overlong == "mask" or cfg.zero_variance != "keep"
+    if cfg.divergence in ("kl", "rkl") and (by_length or chosen):
         return f"{cfg.divergence}_c"
     return cfg.divergence
 
@@ -726,7 +737,7 @@ class Objective:
 
     # (rewards [B,G], cfg, state) -> A [B,G]
     advantage: callable
-    # see above
+    # (log_ratio, A, cfg, t) -> (loss of each token, whether it is clipped), as described above
     loss: callable = ppo_clip
     # "ref": log-probs of the reference, and in state["drift"] [B,G] the log pi_old(y|x) -
     # log pi_ref(y|x) of whole responses. "log_z": a learned head
@@ -737,21 +748,22 @@ class Objective:
     of_sequences: bool = False
     # does a group of equal rewards move the policy?
     learns_from_equal: bool = False
-    # of Config, where they belong to the method; presets and flags go first
+    # settings that belong to the method, below what a preset or a flag says: {knob: value}
     defaults: dict = dataclasses.field(default_factory=dict)
 
 
 OBJECTIVES = {
     "grpo": Objective(grpo),
-    "lad": Objective(grpo, lad, learns_from_equal=True),  # back to pi_old, after the first update
+    # LAD pulls the ratio to e^u even where A = 0: back to 1, once an update has moved it
+    "lad": Objective(grpo, lad, learns_from_equal=True),
     "lad_anchor": Objective(lad_anchor, needs=("ref",), learns_from_equal=True),
     "fade": Objective(fade),
     "power": Objective(power),
     "asym": Objective(asym),
     "power_asym": Objective(power_asym),
 }
-# What LAD and FADE are compared with is given this file's parts, so that a copy of it (mine.py) is
-# compared with its own clip
+# And the rows of baselines.py, which is given this file's parts: it could not import them in a
+# circle, and a copy of this file (mine.py) is so compared with its own clip
 baselines.add_rows(OBJECTIVES, Objective, grpo, ppo_clip, sum_in_sequence)
 
 
@@ -805,9 +817,10 @@ def token_scale(cfg, length, total_tokens, total_sequences):
 
 
 def k3(logp, ref_logp):
-    """Schulman's estimate of KL(pi_theta || pi_ref) at sampled tokens: e^d - 1 - d,
-    d = log pi_ref - log pi_theta. Its value is unbiased; taken as a loss at pi_theta = pi_old, as
-    here and in TRL and verl, its gradient is that of KL(pi_ref || pi_theta), the other one."""
+    """Schulman's estimate of KL(pi_theta || pi_ref) at sampled tokens: e^d - 1 - d, d = log pi_ref
+    - log pi_theta. Its value is unbiased. As a loss at pi_theta = pi_old, here and in TRL and verl,
+    its gradient is, for each token given its beginning, that of the other direction, KL(pi_ref ||
+    pi_theta)."""
     d = (ref_logp - logp).clamp(-20, 20)
     return d.expm1() - d
 
@@ -1252,7 +1265,7 @@ def micro_batches(samples, cfg):
     # A token that weighs nothing keeps an idle rank in step
     for part in bins:
         if not part:
-            part.append(dict(prompt=[0], tokens=[0], behaviour=[0.0], adv=0.0, scale=0.0))
+            part.append(dict(prompt=[0], tokens=[0], mask=[0], behaviour=[0.0], adv=0.0, scale=0.0))
     return bins
 
 
@@ -1265,10 +1278,10 @@ def needs_old_logprobs(cfg):
 @torch.no_grad()
 def score_samples(model, key, samples, cfg, device):
     """samples[i][key] = log-probs [T] of its tokens under `model`, left on the device."""
-    for part in micro_batches(samples, cfg):
-        batch = pack(part, device)
+    for micro in micro_batches(samples, cfg):
+        batch = pack(micro, device)
         logp, *_ = model(batch, cfg.temperature, cfg.head_chunk)
-        for s, x in zip(part, logp.split(batch["lengths"]), strict=True):
+        for s, x in zip(micro, logp.split(batch["lengths"]), strict=True):
             s[key] = x
     if hasattr(model, "reshard"):
         model.reshard()  # a forward without a backward leaves the root's weights gathered
@@ -1289,49 +1302,50 @@ def batch_statistics(drawn):
         "truncated": sum(s["truncated"] for s in samples),
         "response_tokens": sum(len(s["tokens"]) for s in samples),
         "prompt_tokens": sum(len(s["prompt"]) for s in samples),
-        "surprise": -sum(sum(s["behaviour"]) for s in whole),
-        "surprising_tokens": sum(len(s["behaviour"]) for s in whole),
+        "surprise": -sum(masked_sum(s, s["behaviour"]) for s in whole),
+        "surprising_tokens": sum(trained_tokens(s) for s in whole),
         "failed": sum(bool(s["failed"] or s["lost"]) for s in samples),
         "zero_variance": sum(len(group) for group in drawn if not has_signal(group)),
     }
     total = dict(zip(sums, all_reduce(list(sums.values())), strict=True))
 
-    # Means: of what could be scored, and of everything
-    batch = {}
+    # Means: of what could be scored, which may be nothing, and of everything
+    summary = {"samples": total["samples"]}
     for key in ("reward", "solve_rate"):
-        batch[key] = total[key] / max(total["scored"], 1)
+        summary[key] = total[key] / total["scored"] if total["scored"] else math.nan
     for key in ("truncated", "response_tokens", "failed", "zero_variance"):
-        batch[key] = total[key] / total["samples"]
-    batch["entropy_old"] = total["surprise"] / max(total["surprising_tokens"], 1)
-    batch["tokens"] = int(total["response_tokens"] + total["prompt_tokens"])
-    batch["samples"] = total["samples"]
-    return batch
+        summary[key] = total[key] / total["samples"]
+    summary["entropy_old"] = math.nan
+    if total["surprising_tokens"]:
+        summary["entropy_old"] = total["surprise"] / total["surprising_tokens"]
+    summary["tokens"] = int(total["response_tokens"] + total["prompt_tokens"])
+    return summary
 
 
 def set_advantages(groups, cfg, state):
     """Give each sample its advantage; `state` is FADE's, with this batch in it. HACK HERE for what
     is not a function of a group's rewards; for what is, add a row to OBJECTIVES.
 
-    A sample that could not be scored has none (0), and is in no mean and no deviation of its
-    group's: so groups are taken together that have as many scorable samples, n of G.
+    A sample that could not be scored has none, and is in no mean and no deviation of its group's:
+    so groups are taken together that have as many scorable samples, n of G. One alone has none.
     """
     # Groups by their number of scorable samples
     by_size = {}
     for group in groups:
         for s in group:
-            s["adv"] = 0.0
+            s["adv"] = None
         if len(scorable(group)) > 1:
             by_size.setdefault(len(scorable(group)), []).append(scorable(group))
 
     # The objective's advantages, of all groups of a size at once
-    for part in by_size.values():
-        rewards = tensor_of("reward", part)  # [B,n]
-        known = dict(state, correct=tensor_of("correct", part))
+    for alike in by_size.values():
+        rewards = tensor_of("reward", alike)  # [B,n]
+        known = dict(state, correct=tensor_of("correct", alike))
         if "ref" in OBJECTIVES[cfg.objective].needs:
-            known["drift"] = reference_drift(part)
+            known["drift"] = reference_drift(alike)
         adv = advantages(cfg.objective, rewards, cfg, known)  # [B,n]
-        for group, row in zip(part, adv.tolist(), strict=True):
-            for s, a in zip(group, row, strict=True):
+        for group, values in zip(alike, adv.tolist(), strict=True):
+            for s, a in zip(group, values, strict=True):
                 s["adv"] = a
 
 
@@ -1340,59 +1354,64 @@ def tensor_of(key, groups):
 
 
 def reference_drift(groups):
-    """log pi_old(y|x) - log pi_ref(y|x) of whole responses [B,n]; 0 of an empty one."""
+    """log pi_old(y|x) - log pi_ref(y|x) of whole responses [B,n], of their trained tokens; 0 of an
+    empty one."""
     drift = torch.zeros(len(groups), len(groups[0]), dtype=torch.float64)
     for i, group in enumerate(groups):
         for j, s in enumerate(group):
             if s["tokens"]:
-                drift[i, j] = (s["old"] - s["ref"]).sum()
+                drift[i, j] = masked_sum(s, s["old"] - s["ref"])
     return drift
 
 
 def gradient_mass(groups, cfg, samples):
-    """FADE's instrument, of any objective: the summed |W| of successes and of failures over all the
-    `samples` drawn, W the weight in the first update. All ranks must come here."""
-    # W of each sample, and which of the two masses it is part of
-    scored = [s for group in groups for s in scorable(group)]
-    adv = torch.tensor([s["adv"] for s in scored], dtype=torch.float64)
-    right = torch.tensor([s["correct"] > 0.5 for s in scored], dtype=torch.bool)
+    """FADE's instrument, of any objective: the summed |W| of the successes and of the failures that
+    are trained on, over all the `samples` drawn; W is the weight in the first update. All ranks
+    must come here."""
+    trained = [s for group in groups for s in group if is_trained_on(s, cfg)]
+    adv = torch.tensor([s["adv"] for s in trained], dtype=torch.float64)
+    right = torch.tensor([s["correct"] > 0.5 for s in trained], dtype=torch.bool)
     weight = policy_weights(cfg.objective, adv, cfg).abs()
     success, failure = all_reduce([weight[right].sum().item(), weight[~right].sum().item()])
     return {"mass_success": success / samples, "mass_failure": failure / samples}
 
 
 def is_trained_on(sample, cfg):
-    """Whether a sample is part of the update."""
-    if not sample["tokens"] or sample["lost"] or sample["failed"]:
+    """Whether a sample is part of the update: it has an advantage, log-probs, and tokens."""
+    if sample["adv"] is None or sample["lost"] or not trained_tokens(sample):
         return False
     return not (sample["truncated"] and cfg.overlong == "mask")
 
 
 def trained_tokens(sample):
     """How many of a response's tokens are trained on: all, unless the sample has a `mask` [T] of 0
-    and 1. HACK HERE, or rather where samples are described: a mask is all that it takes."""
+    and 1. HACK HERE, or rather in describe(), where samples get their keys: a mask is all that it
+    takes."""
     return sum(sample["mask"]) if "mask" in sample else len(sample["tokens"])
 
 
+def masked_sum(sample, values):
+    """The sum of values [T], a list or a tensor, over the sample's trained tokens."""
+    if "mask" in sample:
+        return sum(x for x, trained in zip(values, sample["mask"], strict=True) if trained)
+    return sum(values) if isinstance(values, list) else values.sum()
+
+
 def loss_inputs(samples, seq, device):
-    """What the loss wants to know of each response token [R]: adv, scale, behaviour, seq, and old
-    and ref where they were computed."""
+    """What the loss wants to know of each response token [R]: adv, scale, mask, behaviour, seq, and
+    old and ref where they were computed."""
     # One number a sample, spread over its tokens on the device
     adv = torch.tensor([s["adv"] for s in samples], dtype=torch.float32)  # [S]
     scale = torch.tensor([s["scale"] for s in samples], dtype=torch.float32)  # [S]
     behaviour = [x for s in samples for x in s["behaviour"]]
     behaviour = torch.tensor(behaviour, dtype=torch.float32)  # [R]
-    t = to_device({"adv": adv, "scale": scale, "behaviour": behaviour}, device)
+    masks = [s.get("mask", [1] * len(s["tokens"])) for s in samples]
+    mask = torch.tensor([x for mask in masks for x in mask], dtype=torch.float32)  # [R]
+    t = to_device({"adv": adv, "scale": scale, "behaviour": behaviour, "mask": mask}, device)
     t["adv"] = t["adv"].index_select(0, seq)
     t["scale"] = t["scale"].index_select(0, seq)
     t["seq"] = seq
-
-    # One number a token
-    if any("mask" in s for s in samples):
-        masks = [s.get("mask", [1] * len(s["tokens"])) for s in samples]
-        mask = torch.tensor([x for mask in masks for x in mask], dtype=torch.float32)  # [R]
-        t["scale"] = t["scale"] * mask.to(device)
-    for key in ("old", "ref"):  # on the device already
+    for key in ("old", "ref"):  # on the device already; what keeps an idle rank in step has none
         if key in samples[0]:
             t[key] = torch.cat([s[key] for s in samples])
     return t
@@ -1402,25 +1421,25 @@ def loss_inputs(samples, seq, device):
 STATS = ("loss", "entropy", "clipped", "tis_mean", "rollout_kl", "kl", "ratio_max")
 
 
-def scaled_loss(cfg, t, logp, entropy, log_z=None, part=slice(None)):
+def scaled_loss(cfg, inputs, logp, entropy, log_z=None, part=slice(None)):
     """(the step's loss, summed over the response tokens `part`; their STATS after the first).
-    t is loss_inputs' of the whole row; logp, entropy and log_z are of the part."""
-    t = {key: x[part] for key, x in t.items()}
+    inputs is loss_inputs' of the whole row; logp, entropy and log_z are of the part."""
+    t = {key: x[part] for key, x in inputs.items()}
+    mask = t["mask"]
     old = t.get("old", logp.detach())  # one update a batch: the old policy is this one
-    ref = t.get("ref", logp.detach())
-    mask = (t["scale"] > 0).float()
+    ref = t.get("ref", logp.detach())  # no reference: no KL to it, and no gradient of one
     known = dict(entropy=entropy.detach(), ref=ref, log_z=log_z)
-    adv, seq = t["adv"], t["seq"]
-    loss, info = policy_loss(cfg.objective, logp, old, adv, mask, cfg, seq, **known)
+    loss, info = policy_loss(cfg.objective, logp, old, t["adv"], mask, cfg, t["seq"], **known)
 
     # Truncated importance sampling: vLLM sampled from nearly, but not quite, the trainer's pi_old
     mismatch = old - t["behaviour"]
     tis = torch.ones_like(mismatch)
     if cfg.tis_cap:
         tis = mismatch.exp().clamp(max=cfg.tis_cap)
+
     # The step's loss: the objective's, so corrected, and the KL to the reference
     kl = k3(logp, ref)
-    total = ((loss * tis + cfg.kl_coef * kl) * t["scale"]).sum()
+    total = ((loss * tis + cfg.kl_coef * kl) * t["scale"] * mask).sum()
 
     stats = [
         (entropy * mask).sum(),
@@ -1444,14 +1463,14 @@ def accumulate_gradient(model, samples, cfg, device):
 
     # Forward and backward of each micro-batch
     sharded = hasattr(model, "set_requires_gradient_sync")
-    parts = micro_batches(samples, cfg)
+    micros = micro_batches(samples, cfg)
     stats = []
-    for i, part in enumerate(parts):
-        is_last = i == len(parts) - 1
+    for i, micro in enumerate(micros):
+        is_last = i == len(micros) - 1
         if sharded:  # gradients meet after the last micro-batch, unless told otherwise
             model.set_requires_gradient_sync(cfg.reduce_each or cfg.offload or is_last)
-        batch = pack(part, device)
-        inputs = loss_inputs(part, batch["seq"], device)
+        batch = pack(micro, device)
+        inputs = loss_inputs(micro, batch["seq"], device)
 
         # Where a token's loss depends on no other token's, its gradient is known with its log-prob
         gradient = None
@@ -1501,6 +1520,9 @@ def copy_weights(model, reference):
 
 
 # ==== 8. main ===================================================================================
+
+
+MOST_BARREN = 3  # batches in a row without a finite gradient: as many are no accident
 
 
 def start_verifier(cfg, row):
@@ -1568,7 +1590,7 @@ def main(argv):
     if signal:
         tracking.leave_at_signal(cfg, signal, progress["step"], kept)
 
-    barren = 0  # batches in a row of which no optimizer step could be taken
+    barren = 0  # batches in a row of which no gradient was finite
     for step in range(progress["step"] + 1, cfg.steps + 1):
         lap, clock = tracking.stopwatch()
 
@@ -1579,7 +1601,8 @@ def main(argv):
                 llm, cfg, tokenizer, verifier, rows, progress["position"], step, lap
             )
 
-        # Log-probs of these tokens under the policies that stay as they are
+        # Log-probs of these tokens under the policies that are frozen during the update: pi_old,
+        # and the reference
         samples = [s for group in groups for s in group if s["tokens"]]
         if needs_old_logprobs(cfg):
             score_samples(model, "old", samples, cfg, device)
@@ -1588,17 +1611,17 @@ def main(argv):
         lap("train")
 
         # Rewards, then FADE's running statistics (this batch counts already), then advantages
-        for waiting, verdicts in pending:
-            finish_verification(waiting, verdicts, cfg)
+        if pending:
+            finish_verification(*pending, cfg)
         lap("reward")
-        batch = batch_statistics(drawn)
-        if batch["failed"] > cfg.max_failed:
+        summary = batch_statistics(drawn)
+        if summary["failed"] > cfg.max_failed:
             if progress["step"] > kept:
                 save(progress)
-            tracking.refuse_batch(cfg, step, batch["failed"], drawn)
-        update_state(state, batch["solve_rate"], batch["entropy_old"], cfg)
+            tracking.refuse_batch(cfg, step, summary["failed"], drawn)
+        update_state(state, summary["solve_rate"], summary["entropy_old"], cfg)
         set_advantages(groups, cfg, state)
-        mass = gradient_mass(groups, cfg, batch["samples"])
+        mass = gradient_mass(groups, cfg, summary["samples"])
 
         # The update: `epochs` passes over the batch, `minibatches` optimizer steps in each
         samples = [s for s in samples if is_trained_on(s, cfg)]
@@ -1623,10 +1646,10 @@ def main(argv):
         progress["skipped"] += skipped
         barren = barren + 1 if skipped == len(updates) else 0
         metrics = dict(
-            batch, lr=lr, skipped=progress["skipped"], **mass, **fade_metrics(state, cfg)
+            summary, lr=lr, skipped=progress["skipped"], **mass, **fade_metrics(state, cfg)
         )
         # what became of the batch: the share that was trained on, the rank of the head's change
-        metrics["trained"] = all_reduce([len(samples)])[0] / batch["samples"]
+        metrics["trained"] = all_reduce([len(samples)])[0] / summary["samples"]
         metrics["rank_one"] = tracking.rank_one_share(model.lm_head.weight, optimizer)
         tracking.log_step(cfg, step, metrics, updates, clock, device)
         tracking.log_samples(cfg, step, drawn)
@@ -1636,7 +1659,7 @@ def main(argv):
                 scores = evaluate(llm, cfg, tokenizer, verifier, held_out, step)
             tracking.log_evaluation(cfg, step, scores, drawn)
         # Stop, or go on: on gradients that are none, on a signal, at the end
-        if barren == MOST_BARREN:
+        if barren and barren == min(MOST_BARREN, cfg.steps):
             save(progress)
             tracking.refuse_gradients(cfg, step, barren)
         signal = stopped()
@@ -1652,9 +1675,6 @@ def main(argv):
     tracking.report(cfg)
     verifier.close()
     leave(over)
-
-
-MOST_BARREN = 3  # as many are no accident
 
 
 def is_due(step, every, last):

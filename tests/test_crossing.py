@@ -171,7 +171,11 @@ def plain(cfg, groups):
                 - (0.5 * max(len(s["tokens"]) - 0, 0) / 2 if cfg.overlong == "shape" else 0.0)
                 for s in known
             ]  # a buffer of two of two tokens
-            drift = [float((s["old"] - s["ref"]).sum()) for s in known]
+            drift = []  # of whole responses, without masked tokens
+            for s in known:
+                gaps = (s["old"] - s["ref"]).tolist()
+                mask = s.get("mask", [1] * len(gaps))
+                drift.append(sum(gap for gap, m in zip(gaps, mask, strict=True) if m))
             alpha, delta = min(max(1.5 * 0.6 / 0.4, 1), 3), 1 + 0.6 - 1.0
             advantages = plain_advantages(
                 cfg.objective,

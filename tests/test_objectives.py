@@ -162,9 +162,15 @@ def plain_ppo(rho, a, c):
 
 
 def plain_lad(rho, a, c):
-    """e^u f(z), z = rho e^(-u), u = A/eta"""
+    """e^u f(z), z = rho e^(-u), u = A/eta; kl and rkl centred where the weight of a token depends on
+    its response"""
     u = a / c.eta
-    return math.exp(u) * plain_f(lad.generator(c), rho * math.exp(-u))
+    name = c.divergence
+    if name in ("kl", "rkl"):
+        by_length = (c.ratio, c.aggregation) == ("token", "sequence")
+        if by_length or c.overlong == "mask" or c.zero_variance in ("drop", "refill"):
+            name = name + "_c"
+    return math.exp(u) * plain_f(name, rho * math.exp(-u))
 
 
 def plain_flowrl(logp, old, ref, log_z, a, c):
