@@ -1,9 +1,11 @@
 """
-Shared by the tests: where the data is, a random model with the tiny tokenizer, and runs of the programs.
+Shared by the tests: where the data is, a random model with the tiny tokenizer, and runs of the
+programs.
 
-    python -m pytest              # what every change should pass: minutes
-    python -m pytest -m slow      # what takes longer: kills at random moments, every objective through vLLM, whole data sets
-    LAD_TINY_SEED=1 OMP_NUM_THREADS=2 python -m pytest      # the offline default made with another seed, threads: all must pass just so
+    python -m pytest              # what every change should pass: minutes python -m pytest -m slow
+    # what takes longer: kills at random moments, every objective through vLLM, whole data sets
+    LAD_TINY_SEED=1 OMP_NUM_THREADS=2 python -m pytest      # the offline default made with another
+    seed, threads: all must pass just so
 """
 
 import json
@@ -21,7 +23,8 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 DATA = Path(os.environ.get("LAD_DATA", ROOT.parent / "shared" / "data"))
 sys.path.insert(0, str(ROOT))
-GRACE = 60  # seconds that a busy machine may add to what has to end by itself: a hang is longer, a slow machine is no fault
+# Seconds that a busy machine may add to what has to end by itself: a hang is longer
+GRACE = 60
 ENV = dict(os.environ, OMP_WAIT_POLICY="passive", PYTHONPATH=str(ROOT), VLLM_LOGGING_LEVEL="ERROR")
 
 
@@ -39,7 +42,8 @@ def pytest_collection_modifyitems(items):
 
 
 def launch(args, ranks=1, timeout=300, check=True, env=None):
-    """Run a script of the project in its own process (or `ranks` of them under torchrun); its output."""
+    """Run a script of the project in its own process (or `ranks` of them under torchrun); its
+    output."""
     command = (
         [sys.executable]
         if ranks == 1
@@ -88,7 +92,8 @@ def tiny():
 
 @pytest.fixture(scope="session")
 def random_model(tiny, tmp_path_factory):
-    """Folder of a small untied Qwen2 with grouped-query attention, random weights, and the tiny tokenizer."""
+    """Folder of a small untied Qwen2 with grouped-query attention, random weights, and the tiny
+    tokenizer."""
     import torch
     from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
 

@@ -1,9 +1,12 @@
 """
-Runs of the project's programs in a second or two: a process that has imported everything forks a child for each of them.
+Runs of the project's programs in a second or two: a process that has imported everything forks a
+child for each of them.
 
-A child calls lad.main (or eval.main, or a function of worker.py) as the command line does, real vLLM, verifier and optimizer included; only the
-12 seconds that Python takes to import them are spent once for all tests. A child may be killed, stopped, starved of disk, or patched: a fault is a
-moment (the n-th call of a function) and what happens then, SIGKILL at once, or `delay` seconds later, or something done instead.
+A child calls lad.main (or eval.main, or a function of worker.py) as the command line does, real
+vLLM, verifier and optimizer included; only the 12 seconds that Python takes to import them are
+spent once for all tests. A child may be killed, stopped, starved of disk, or patched: a fault is a
+moment (the n-th call of a function) and what happens then, SIGKILL at once, or `delay` seconds
+later, or something done instead.
 
 This file is the server when it is started, and has the client, Forks, for whoever imports it.
 """
@@ -25,7 +28,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 
-# ==== 1. Faults, installed in the child ================================================================================
+# ==== 1. Faults, installed in the child
+# ================================================================================
 
 
 def half_a_line(lad, strike):
@@ -116,7 +120,8 @@ MOMENTS = {
 
 
 def small_disk(folder, megabytes):
-    """From here on this process sees an empty disk of that size at `folder`; where mounting is denied it exits with code 77."""
+    """From here on this process sees an empty disk of that size at `folder`; where mounting is
+    denied it exits with code 77."""
     import ctypes
 
     libc, uid, gid = ctypes.CDLL(None, use_errno=True), os.getuid(), os.getgid()
@@ -136,7 +141,20 @@ def small_disk(folder, megabytes):
         os._exit(77)
 
 
-# ==== 2. The server ====================================================================================================
+# ==== 2. The server
+# ================================================================================================
+
+
+def striker(pipe, count, nth, delay):
+    """What kills the run at the nth call of a moment: at once, or (delay: seconds) its parent."""
+
+    def strike():
+        if delay is None:
+            os.kill(os.getpid(), signal.SIGKILL)
+        os.write(pipe, b"%f\n" % delay)
+
+    strike.now = lambda: next(count) == nth
+    return strike
 
 
 def child(request, pipe):
@@ -154,14 +172,7 @@ def child(request, pipe):
     os.environ.update(request["env"])
     count = itertools.count(1)
     for moment, nth, delay in request["faults"]:
-
-        def strike():
-            if delay is None:
-                os.kill(os.getpid(), signal.SIGKILL)
-            os.write(pipe, b"%f\n" % delay)
-
-        strike.now = lambda: next(count) == nth
-        MOMENTS[moment](lad, strike)
+        MOMENTS[moment](lad, striker(pipe, count, nth, delay))
     for line in request["patch"]:  # faults that are not kills: some Python each
         exec(
             line,
@@ -202,7 +213,8 @@ def child(request, pipe):
     os._exit(code)
 
 
-# What a run imports sooner or later; what is not there (a CUDA build has another worker) is left to the children
+# What a run imports sooner or later; what is not there (a CUDA build has another worker) is left to
+# the children
 IMPORTED = [
     "lad",
     "eval",
@@ -227,8 +239,8 @@ def free_port():
 
 
 def serve():
-    """For each line of stdin, a request, fork its ranks; answer with their pids, then with their exit codes and the seconds from the first death to
-    the last."""
+    """For each line of stdin, a request, fork its ranks; answer with their pids, then with their
+    exit codes and the seconds from the first death to the last."""
     sys.path.insert(0, str(ROOT))
     for name in IMPORTED:
         importlib.import_module(name)
@@ -236,7 +248,7 @@ def serve():
     from vllm import LLM, SamplingParams  # noqa: F401
 
     assert len(os.listdir("/proc/self/task")) == 1, "a fork would lose threads"
-    gc.freeze()  # vLLM collects garbage seven times: children need not look through all that was imported
+    gc.freeze()  # vLLM collects garbage seven times: children need not look through it all
     print("ready", flush=True)
     for line in sys.stdin:
         request, pids = json.loads(line), []
@@ -284,7 +296,8 @@ def serve():
         print(json.dumps([[codes[pid] for pid in pids], time.monotonic() - first]), flush=True)
 
 
-# ==== 3. The client ====================================================================================================
+# ==== 3. The client
+# ================================================================================================
 
 
 class Forks:
@@ -292,7 +305,8 @@ class Forks:
 
     def __init__(self, folder, env):
         self.folder, self.number = Path(folder), 0  # of the logs
-        # Compiling one line of its sampler takes vLLM 2 s a process. One thread: a fork has no others, and libraries make theirs as they are imported
+        # Compiling one line of its sampler takes vLLM 2 s a process. One thread: a fork has no
+        # others, and libraries make theirs as they are imported
         env = env | dict(
             TORCHDYNAMO_DISABLE="1",
             VLLM_LOGGING_LEVEL="ERROR",
@@ -321,7 +335,8 @@ class Forks:
         together=True,
         keep=(),
     ):
-        """Begin; the pids of its ranks. faults: [(moment, nth, delay or None)] of rank `rank`; patch: Python source to execute first."""
+        """Begin; the pids of its ranks. faults: [(moment, nth, delay or None)] of rank `rank`;
+        patch: Python source to execute first."""
         self.number += 1
         self.log = self.folder / f"{self.number}.log"
         request = dict(

@@ -12,7 +12,12 @@ git hash of a small file, the sha256 of a large one, which it redirects to anoth
 401 with a reason for gated and unknown repositories.
 """
 
-import contextlib, hashlib, http.server, json, re, threading
+import contextlib
+import hashlib
+import http.server
+import json
+import re
+import threading
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -23,7 +28,8 @@ class Repository:
     def __init__(self, folder):
         self.folder = folder
         self.gated = False  # True: content is for the token hf_letMeIn alone
-        self.breaks_at = []  # for each of the next downloads of a large file, the byte at which it breaks off
+        # for each of the next downloads of a large file, the byte at which it breaks off
+        self.breaks_at = []
         self.commits = {}  # {hash: {file: content}}
         self.revisions = {"main": self.commit()}
 
@@ -124,7 +130,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
             return self.refuse(
                 401,
                 "GatedRepo",
-                f"Access to model {name} is restricted. You must have access to it and be authenticated to access it.",
+                f"Access to model {name} is restricted. You must have access to it and be "
+                "authenticated to access it.",
             )
         revision = (api[4] if api else file[3]) or "main"
         try:

@@ -1,4 +1,5 @@
-"""Sections 1 and 2 of lad.py: every knob from one place, strict presets, data fields, one clear line for bad input."""
+"""Sections 1 and 2 of lad.py: every knob from one place, strict presets, data fields, one clear
+line for bad input."""
 
 import dataclasses
 import json
@@ -86,7 +87,10 @@ def test_every_preset_parses_and_repeats_no_default(name):
 
 def test_importing_lad_is_light():
     """No vllm, no CUDA, no arguments parsed: the pure parts can be used from anywhere."""
-    code = "import sys, lad, torch; print('vllm' in sys.modules, 'transformers' in sys.modules, torch.cuda.is_initialized())"
+    code = (
+        "import sys, lad, torch; "
+        "print('vllm' in sys.modules, 'transformers' in sys.modules, torch.cuda.is_initialized())"
+    )
     done = subprocess.run(
         [sys.executable, "-c", code, "--nonsense"], cwd=ROOT, capture_output=True, text=True
     )

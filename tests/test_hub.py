@@ -1,4 +1,5 @@
-"""Models and data sets by their hub name: the real huggingface_hub and datasets, against a hub on loopback."""
+"""Models and data sets by their hub name: the real huggingface_hub and datasets, against a hub on
+loopback."""
 
 import json
 import random
@@ -11,7 +12,8 @@ import pytest
 from conftest import ENV, ROOT, launch, metrics
 from hub import Hub
 
-# What lad.py does before anything heavy, for each list of flags: the folder of the model; with --data the rows of both data sets
+# What lad.py does before anything heavy, for each list of flags: the folder of the model; with
+# --data the rows of both data sets
 START = """
 import json, sys, lad
 from harness import ranks
@@ -25,7 +27,9 @@ for flags in json.loads(sys.argv[1]):
         if "--data" in flags:
             from transformers import AutoTokenizer
             tokenizer = AutoTokenizer.from_pretrained(folder)
-            print("rows", len(load_data(cfg, tokenizer)), len(load_data(cfg, tokenizer, evaluation=True)))
+            training = load_data(cfg, tokenizer)
+            held_out = load_data(cfg, tokenizer, evaluation=True)
+            print("rows", len(training), len(held_out))
     except SystemExit as stop:
         print("exit code", stop.code)
 """
@@ -33,7 +37,8 @@ for flags in json.loads(sys.argv[1]):
 
 @pytest.fixture
 def hub(tiny, tmp_path):
-    """A hub with org/model (the offline default), and the same puzzles as org/puzzles in parquet files."""
+    """A hub with org/model (the offline default), and the same puzzles as org/puzzles in parquet
+    files."""
     import pyarrow
     import pyarrow.parquet
 
@@ -148,15 +153,18 @@ def test_gated_and_unknown(hub, tmp_path):
 
 @pytest.mark.slow
 def test_broken_download_goes_on_where_it_broke(hub, tmp_path):
-    """Once: the client goes on by itself. Again and again: the start fails in one line, and the next one
-    downloads what is missing (of a file that was not finished, huggingface_hub keeps nothing from one process to the next)."""
-    (tmp_path / "model/model.safetensors").write_bytes(
-        random.Random(0).randbytes(25 << 20)
-    )  # the client keeps whole pieces of 10 MiB
+    """Once: the client goes on by itself. Again and again: the start fails in one line, and the
+    next one downloads what is missing (of a file that was not finished, huggingface_hub keeps
+    nothing from one process to the next)."""
+    # The client keeps whole pieces of 10 MiB
+    (tmp_path / "model/model.safetensors").write_bytes(random.Random(0).randbytes(25 << 20))
     repository = hub.add("models", "org/model", tmp_path / "model")
-    starts_at = lambda: [
-        int(path.partition(" from ")[2]) >> 20 for path in hub.downloads() if "/storage/" in path
-    ]  # in MiB
+
+    def starts_at():
+        """In MiB, of each download of a large file."""
+        stored = [path for path in hub.downloads() if "/storage/" in path]
+        return [int(path.partition(" from ")[2]) >> 20 for path in stored]
+
     repository.breaks_at = [12 << 20, 21 << 20]
     [folder] = [
         line.split()[1]

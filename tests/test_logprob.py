@@ -1,7 +1,8 @@
 """The fused log-prob against its naive twin, forward and backward, and the memory it does not
 take."""
 
-import dataclasses, shutil
+import dataclasses
+import shutil
 
 import pytest
 import torch

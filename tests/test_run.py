@@ -1,4 +1,5 @@
-"""lad.py as a user runs it, on the offline default: real vLLM, real verifier, one and two ranks, stop and resume."""
+"""lad.py as a user runs it, on the offline default: real vLLM, real verifier, one and two ranks,
+stop and resume."""
 
 import dataclasses
 import json
@@ -35,12 +36,12 @@ SHORT = [
     "--checkpoint_every",
     2,
 ]
-ONE_THREAD = {
-    "OMP_NUM_THREADS": "1"
-}  # two numbers of threads add in two orders: what is compared bit for bit has the same
-KEYS = """step objective reward solve_rate loss entropy grad_norm lr response_tokens truncated zero_variance mass_success mass_failure fade_alpha
-fade_delta fade_p fade_h ratio_max clipped rollout_kl tis_mean tokens seconds seconds_rollout seconds_reward seconds_train seconds_sync
-tokens_per_second memory_gb rank_one failed skipped kl""".split()
+# Two numbers of threads add in two orders: what is compared bit for bit has the same
+ONE_THREAD = {"OMP_NUM_THREADS": "1"}
+KEYS = """step objective reward solve_rate loss entropy grad_norm lr response_tokens truncated
+zero_variance mass_success mass_failure fade_alpha fade_delta fade_p fade_h ratio_max clipped
+rollout_kl tis_mean tokens seconds seconds_rollout seconds_reward seconds_train seconds_sync
+tokens_per_second memory_gb rank_one failed skipped kl trained samples entropy_old""".split()
 
 
 def deterministic(lines):
@@ -53,7 +54,8 @@ def deterministic(lines):
 
 @pytest.fixture(scope="module")
 def run(tiny, tmp_path_factory):
-    """A whole run of four batches of FADE, in eight optimizer steps each, started as a user does."""
+    """A whole run of four batches of FADE, in eight optimizer steps each, started as a user
+    does."""
     out = tmp_path_factory.mktemp("run") / "whole"
     done = launch(["lad.py", *SHORT, "--objective", "fade", "--out", out], env=ONE_THREAD)
     return out, done.stdout
@@ -107,19 +109,22 @@ def test_run_directory(run):
 
 
 def test_metrics_add_up(run):
-    """FADE's statistics follow from the logged solve rates; a power_asym weight has the masses of its definition."""
+    """FADE's statistics follow from the logged solve rates; a power_asym weight has the masses of
+    its definition."""
     cfg, p = lad.Config(), 0.5
     for x in [x for x in metrics(run[0]) if "loss" in x]:
         p = (1 - cfg.fade_rate) * p + cfg.fade_rate * x["solve_rate"]
         assert x["fade_p"] == pytest.approx(p) and x["reward"] == pytest.approx(x["solve_rate"])
         assert x["fade_alpha"] == pytest.approx(min(max(1.5 * (1 - p) / p, 1), 3))
-        # delta = 1 here (H stays above H*): (r - rbar) sums to zero in a group, and the focus factor is the group's
+        # delta = 1 here (H stays above H*): (r - rbar) sums to zero in a group, and the focus
+        # factor is the group's
         if x["fade_delta"] == 1.0:
             assert x["mass_success"] == pytest.approx(x["mass_failure"], rel=1e-5)
 
 
 def test_exported_model_is_the_checkpoint(run, tiny):
-    """hf/ loads in transformers and holds the last checkpoint's weights; they are not the starting ones."""
+    """hf/ loads in transformers and holds the last checkpoint's weights; they are not the starting
+    ones."""
     from safetensors.torch import load_file
     from transformers import AutoModelForCausalLM
 
@@ -127,9 +132,11 @@ def test_exported_model_is_the_checkpoint(run, tiny):
     saved = load_file(next((out / "checkpoints/step_4").glob("*.safetensors")))
     model = AutoModelForCausalLM.from_pretrained(out / "hf")
     start = AutoModelForCausalLM.from_pretrained(tiny["model"])
-    for (name, p), q in zip(model.named_parameters(), start.parameters(), strict=True):
+    for name, p in model.named_parameters():
         assert torch.equal(p, saved[name])
-    assert any(not torch.equal(p, q) for p, q in zip(model.parameters(), start.parameters()))
+    assert any(
+        not torch.equal(p, q) for p, q in zip(model.parameters(), start.parameters(), strict=True)
+    )
 
 
 def wait_for(path, text):
@@ -141,7 +148,8 @@ def wait_for(path, text):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL], ids=["SIGTERM", "SIGKILL"])
 def test_stopped_and_resumed_equals_never_stopped(forks, run, tmp_path, number):
-    """SIGTERM finishes the step and saves; SIGKILL leaves what was saved. --resume goes on: the same metrics, bit for bit, and the same weights."""
+    """SIGTERM finishes the step and saves; SIGKILL leaves what was saved. --resume goes on: the
+    same metrics, bit for bit, and the same weights."""
     out, _ = run
     other = tmp_path / "stopped"
     every, moment = ("0", "step     1/") if number == signal.SIGTERM else ("1", "step     3/")
@@ -158,9 +166,9 @@ def test_stopped_and_resumed_equals_never_stopped(forks, run, tmp_path, number):
     assert 1 <= stopped_at < 4 and (
         number == signal.SIGKILL or f"--resume {other}" in printed.splitlines()[-1]
     ), printed
-    with (
-        open(other / "metrics.jsonl", "a") as f
-    ):  # what a kill leaves behind: a line of a step that is not in the checkpoint, a torn one, half a checkpoint
+    # What a kill leaves behind: a line of a step that is not in the checkpoint, a torn one, half a
+    # checkpoint
+    with open(other / "metrics.jsonl", "a") as f:
         f.write(json.dumps({"step": stopped_at + 1, "loss": 0.0}) + "\n" + '{"step": 9, "lo')
     (other / "checkpoints/tmp").mkdir(exist_ok=True)
     (other / "checkpoints/tmp/shard-00001-model-00001-of-00001.safetensors").write_text("torn")
@@ -173,7 +181,8 @@ def test_stopped_and_resumed_equals_never_stopped(forks, run, tmp_path, number):
 
 
 def test_resuming_a_finished_run_exports_again_and_changes_nothing(forks, run, tmp_path):
-    """A run killed between its last checkpoint and the end of its export is finished by --resume."""
+    """A run killed between its last checkpoint and the end of its export is finished by
+    --resume."""
     out = tmp_path / "copy"
     shutil.copytree(run[0], out)
     shutil.rmtree(out / "hf")
@@ -186,8 +195,8 @@ def test_resuming_a_finished_run_exports_again_and_changes_nothing(forks, run, t
 
 
 def test_two_ranks_train_and_resume_on_one(forks, run, tmp_path):
-    """The same prompts in the same order on two sharded ranks, each with a seed of its own; their checkpoint goes on under one.
-    (Under torchrun: test_hub.py.)"""
+    """The same prompts in the same order on two sharded ranks, each with a seed of its own; their
+    checkpoint goes on under one. (Under torchrun: test_hub.py.)"""
     out = tmp_path / "two"
     forks.run("lad.py", *SHORT, "--objective", "fade", "--out", out, "--steps", 2, ranks=2)
     two = [x for x in metrics(out) if "loss" in x]
@@ -210,22 +219,22 @@ def test_two_ranks_train_and_resume_on_one(forks, run, tmp_path):
 
 
 def test_ranks_draw_from_seeds_of_their_own(monkeypatch):
-    """Rank r of W owns rows r, r + W, ..; ranks that share an engine (tensor_parallel) pass it the same rows under one seed, others never do."""
+    """Rank r of W owns rows r, r + W, ..; ranks that share an engine (tensor_parallel) pass it the
+    same rows under one seed, others never do."""
     seen = []
-    monkeypatch.setattr(
-        lad,
-        "generate",
-        lambda llm, cfg, ids, n, seed, *a, **k: (
-            seen.append((seed, [i for [i] in ids])) or [[i] for [i] in ids]
-        ),
-    )
+
+    def generate(llm, cfg, ids, n, seed, **more):
+        seen.append((seed, [i for [i] in ids]))
+        return [[i] for [i] in ids]
+
+    monkeypatch.setattr(lad, "generate", generate)
+    monkeypatch.setattr(lad, "world", lambda: 4)
     rows = [dict(prompt_ids=[i]) for i in range(8)]
     for tensor_parallel, engines in ((1, 4), (2, 2)):
         seen.clear()
         shares = []
         for rank in range(4):
-            monkeypatch.setattr(lad, "rank", lambda: rank)
-            monkeypatch.setattr(lad, "world", lambda: 4)
+            monkeypatch.setattr(lad, "rank", lambda rank=rank: rank)
             mine, groups = lad.rollout(
                 None,
                 dataclasses.replace(lad.Config(), tensor_parallel=tensor_parallel),
@@ -312,27 +321,18 @@ def test_options_run(forks, flags, tmp_path):
 
 def test_what_a_log_line_says_of_its_updates():
     """Steps without a token, and steps whose gradient was not finite, dilute no mean."""
-    u = lambda loss, norm, tokens, ratio: dict(
-        dict.fromkeys(("loss", "entropy", "clipped", "tis_mean", "rollout_kl", "kl"), loss),
-        grad_norm=norm,
-        tokens=tokens,
-        ratio_max=ratio,
-    )
-    found = tracking.summary(
-        [
-            u(2.0, 1.0, 10, 1.5),
-            u(0.0, 0.0, 0, 1.0),
-            u(math.nan, math.nan, 9, 8.0),
-            u(4.0, 3.0, 7, 1.2),
-        ]
-    )
-    assert (found["loss"], found["entropy"], found["grad_norm"], found["ratio_max"]) == (
-        3.0,
-        3.0,
-        2.0,
-        1.5,
-    )
-    assert set(tracking.summary([u(0.0, 0.0, 0, 1.0)]).values()) == {0.0}
+
+    def update(loss, norm, tokens, ratio):
+        means = ("loss", "entropy", "clipped", "tis_mean", "rollout_kl", "kl")
+        update = dict.fromkeys(means, loss)
+        return update | dict(grad_norm=norm, tokens=tokens, ratio_max=ratio)
+
+    empty = update(0.0, 0.0, 0, 1.0)
+    broken = update(math.nan, math.nan, 9, 8.0)
+    found = tracking.summary([update(2.0, 1.0, 10, 1.5), empty, broken, update(4.0, 3.0, 7, 1.2)])
+    assert found["loss"] == found["entropy"] == 3.0
+    assert found["grad_norm"] == 2.0 and found["ratio_max"] == 1.5
+    assert set(tracking.summary([empty]).values()) == {0.0}
 
 
 def test_a_lost_sample_stays_lost(tiny):
@@ -363,13 +363,14 @@ def test_a_lost_sample_stays_lost(tiny):
         prompt_ids=tokenizer("1 2 3=6:")["input_ids"],
         truth=dict(numbers=[1, 2, 3], target=6),
     )
-    answer = lambda text, behaviour: dict(
-        tokens=tokenizer(text)["input_ids"], behaviour=behaviour, truncated=False
-    )
-    lad_rollout, lad.rollout = (
-        lad.rollout,
-        lambda *a: ([row], [[answer("1+2+3", [-0.1] * 5), answer("1+2", [-0.1, math.nan, -0.1])]]),
-    )
+
+    def answer(text, behaviour):
+        return dict(tokens=tokenizer(text)["input_ids"], behaviour=behaviour, truncated=False)
+
+    def rollout(*asked):
+        return [row], [[answer("1+2+3", [-0.1] * 5), answer("1+2", [-0.1, math.nan, -0.1])]]
+
+    lad_rollout, lad.rollout = lad.rollout, rollout
     try:
         with verify.Verifier(1, 10.0) as verifier:
             groups, drawn, position, pending = lad.collect(
@@ -383,15 +384,12 @@ def test_a_lost_sample_stays_lost(tiny):
             )
     finally:
         lad.rollout = lad_rollout
+    lad.set_advantages(groups, cfg, lad.new_state())
     good, bad = groups[0]
-    assert (
-        (good["reward"], good["lost"], good["failed"]) == (1.0, False, "")
-        and bad["lost"]
-        and not lad.is_trained_on(bad, cfg)
-    )
-    assert lad.batch_statistics(drawn)["failed"] == 0.5 and lad.batch_statistics(drawn)[
-        "entropy_old"
-    ] == pytest.approx(0.1)  # of the good one's tokens
+    assert (good["reward"], good["lost"], good["failed"]) == (1.0, False, "")
+    assert bad["lost"] and not lad.is_trained_on(bad, cfg) and lad.is_trained_on(good, cfg)
+    known = lad.batch_statistics(drawn)
+    assert known["failed"] == 0.5 and known["entropy_old"] == pytest.approx(0.1)  # the good one's
     cfg = dataclasses.replace(cfg, objective="lad_anchor")  # a rank whose groups were all dropped
     lad.set_advantages([], cfg, lad.new_state())
     assert (
@@ -413,14 +411,18 @@ def test_another_objective_or_model_is_refused(forks, run, tmp_path):
 
 
 def test_two_runs_do_not_share_a_folder(forks, run, tmp_path):
-    """The second is refused in one line, by the folder's name and through a symbolic link, resumed or not; the first ends as if alone. A link as --out is
-    followed, and what it led to is moved aside when the run is over."""
+    """The second is refused in one line, by the folder's name and through a symbolic link, resumed
+    or not; the first ends as if alone. A link as --out is followed, and what it led to is moved
+    aside when the run is over."""
     out = tmp_path / "run"
     (tmp_path / "link").symlink_to(out)
-    slow = (
-        "collect = lad.collect\ndef slow(*a):\n    while not os.path.exists(%r): time.sleep(0.01)\n    return collect(*a)\nlad.collect = slow"
-        % str(tmp_path / "go")
-    )
+    slow = f"""
+collect = lad.collect
+def slow(*a):
+    while not os.path.exists({str(tmp_path / "go")!r}):
+        time.sleep(0.01)
+    return collect(*a)
+lad.collect = slow"""
     argv = [*SHORT, "--objective", "fade", "--out"]
     forks.start("lad.py", [*argv, out], env=ONE_THREAD, patch=[slow])
     log = forks.log
@@ -445,7 +447,8 @@ def test_two_runs_do_not_share_a_folder(forks, run, tmp_path):
 
 @pytest.mark.slow
 def test_readme_diff_of_an_own_objective_trains(tmp_path):
-    """The README's diff, applied to a copy of lad.py: every hunk fits exactly one place; two batches; its fixed point by bandit.py."""
+    """The README's diff, applied to a copy of lad.py: every hunk fits exactly one place; two
+    batches; its fixed point by bandit.py."""
     diff = re.search(r"```diff\n(.*?)```", (ROOT / "README.md").read_text(), re.S).group(1)
     for path in [*ROOT.glob("*.py"), ROOT / "configs.toml"]:
         shutil.copy(path, tmp_path)

@@ -1,14 +1,16 @@
 """Sections 3, 6, 7 of lad.py: one optimizer step is the same however it is split; vLLM and the
 trainer agree; packing."""
 
-import dataclasses, math, shutil
+import dataclasses
+import math
+import shutil
 
 import pytest
 import torch
+from worker import GRADIENTS, SPLITS
 
 import lad
 from harness.tracking import rank_one_share
-from worker import GRADIENTS, SPLITS
 
 CFG = dataclasses.replace(lad.Config(), checkpointing=False, objective="grpo")
 
@@ -375,7 +377,8 @@ def test_a_non_finite_gradient_steps_nowhere():
 
 
 def test_logits_that_the_head_cannot_do_are_refused(random_model, tmp_path, capsys):
-    import json, shutil
+    import json
+    import shutil
 
     shutil.copytree(random_model, tmp_path / "m")
     config = json.loads((tmp_path / "m/config.json").read_text())

@@ -7,7 +7,11 @@ What must be the same on one rank and on two; the tests start it with forks.py.
     export: against transformers
 """
 
-import dataclasses, itertools, os, random, sys
+import dataclasses
+import itertools
+import os
+import random
+import sys
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 import torch
