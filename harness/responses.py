@@ -5,9 +5,8 @@ another.
 lad.py and eval.py both go through here, so that the same tokens get the same score from both.
 """
 
-from harness.math_answers import after_thinking, find_answer, last_box, plain, squash, tidy
+from harness import fences, math_answers
 from harness.metrics import normal_form
-from harness.programs import BLOCK
 
 # ==== 1. The text that the verifier sees ========================================================
 
@@ -75,13 +74,13 @@ def answer_key(kind, text):
     no answer, or the kind has none."""
     if not kind.startswith("math"):
         return ""
-    answer = find_answer(text, kind.partition(":")[2] or "boxed")
+    answer = math_answers.find_answer(text, kind.partition(":")[2] or "boxed")
     if len(answer) > 400:
         return ""
-    answer = tidy(answer)
-    number = plain(answer)
+    answer = math_answers.tidy(answer)
+    number = math_answers.plain(answer)
     if number is None:
-        return squash(answer)
+        return math_answers.squash(answer)
     value, _, is_percent = number
     return f"{value}%" if is_percent else str(value)
 
@@ -104,11 +103,11 @@ SPELLINGS = {
 def expression(text):
     """The expression of a countdown answer, in one spelling, without white space and without the
     target that it is equal to."""
-    text = after_thinking(text)
+    text = math_answers.after_thinking(text)
     if "<answer>" in text:
         text = text.rpartition("<answer>")[2].partition("</answer>")[0]
     elif r"\boxed" in text:
-        text = last_box(text)
+        text = math_answers.last_box(text)
     for old, new in SPELLINGS.items():
         text = text.replace(old, new)
     sides = "".join(text.split()).split("=")
@@ -120,5 +119,4 @@ def expression(text):
 
 def last_program(text):
     """The program of a response, or ""."""
-    blocks = BLOCK.findall(after_thinking(text))
-    return blocks[-1] if blocks else ""
+    return fences.last_program(math_answers.after_thinking(text))
