@@ -5,7 +5,6 @@ import dataclasses
 import math
 
 import pytest
-import torch
 
 import lad
 
@@ -32,7 +31,6 @@ def test_a_run_with_other_weights_in_vllm_stops_before_its_first_step(forks, tin
     """vLLM is given weights that are not the trainer's: the run ends with exit code 2, without a
     line of a training step and without an optimizer step."""
     patch = """
-import torch
 named_weights = lad.named_weights
 def wrong(model, dtype):
     for name, p in named_weights(model, dtype):
