@@ -89,7 +89,7 @@ import verify
 from harness import checkpoint, tracking
 from harness.data import draw, find_model, load_data, load_tokenizer
 from harness.metrics import pass_at_k
-from harness.ranks import all_reduce, claim, join, leave, print0, rank, watch, world
+from harness.ranks import all_reduce, claim, join, leave, leave_together, print0, rank, watch, world
 from harness.responses import count_distinct, response_texts
 from harness.settings import die, knob, one_line, read_settings, run_program
 
@@ -146,6 +146,8 @@ class Config(baselines.Knobs):
     vllm_memory: float = knob(0.6, "share of a GPU that vLLM may fill; on a CPU GiB of cache", 0.01)
     vllm_seqs: int = knob(256, "sequences that vLLM decodes at once", 1)
     vllm_eager: bool = knob(False, "no CUDA graphs in vLLM: quick start, slow decoding")
+    max_rollout_kl: float = knob(0.1, "nats a token between vLLM and trainer in the first batch: "
+                                 "above it we stop; 0: never", 0)
 
     # objective
     ratio: str = knob("token", "pi_theta/pi_old of a token or of its sequence", of="token sequence")
@@ -407,6 +409,24 @@ def rollout(llm, cfg, rows, n, step, use, logprobs=True):
     start = sum(len(share) for share in shares[:mine])
     end = start + len(shares[mine])
     return shares[mine], groups[start:end]
+
+
+def check_agreement(cfg, step, kl):
+    """Leave with exit code 2 where vLLM and the trainer, given the same weights, are `kl` nats a
+    token apart: one of them computes another model, and what is learned would be garbage. All ranks
+    must come here, with the same kl."""
+    if cfg.max_rollout_kl == 0 or kl <= cfg.max_rollout_kl:  # nan is no agreement
+        return
+    message = ""
+    if rank() == 0:
+        message = (
+            f"step {step}: vLLM and the trainer are {kl:.2g} nats a token apart on the same "
+            f"weights (max_rollout_kl = {cfg.max_rollout_kl}); nothing was trained on that. Either "
+            f"one of them computes {cfg.model} wrongly or the weights did not reach vLLM: try "
+            "vllm_eager = true, then the environment VLLM_USE_V2_MODEL_RUNNER=0, then another "
+            f"model (top_p = {cfg.top_p}: far under 1 it widens the distance)"
+        )
+    leave_together(message)
 
 
 # ==== 3. Rewards ================================================================================
@@ -1591,6 +1611,7 @@ def main(argv):
         tracking.leave_at_signal(cfg, signal, progress["step"], kept)
 
     barren = 0  # batches in a row of which no gradient was finite
+    agreed = False  # did vLLM and the trainer agree on the first tokens?
     for step in range(progress["step"] + 1, cfg.steps + 1):
         lap, clock = tracking.stopwatch()
 
@@ -1633,6 +1654,9 @@ def main(argv):
                 start = i * len(samples) // cfg.minibatches
                 end = (i + 1) * len(samples) // cfg.minibatches
                 stats = accumulate_gradient(model, samples[start:end], cfg, device)
+                if stats["tokens"] and not agreed:  # before the first optimizer step
+                    check_agreement(cfg, step, stats["rollout_kl"])
+                    agreed = True
                 stats["grad_norm"] = optimizer_step(model, optimizer, cfg)
                 updates.append(stats)
         if cfg.ref_every and reference is not None and step % cfg.ref_every == 0:
