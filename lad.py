@@ -423,8 +423,7 @@ def check_agreement(cfg, step, kl):
             f"step {step}: vLLM and the trainer are {kl:.2g} nats a token apart on the same "
             f"weights (max_rollout_kl = {cfg.max_rollout_kl}); nothing was trained on that. Either "
             f"one of them computes {cfg.model} wrongly or the weights did not reach vLLM: try "
-            "vllm_eager = true, then the environment VLLM_USE_V2_MODEL_RUNNER=0, then another "
-            f"model (top_p = {cfg.top_p}: far under 1 it widens the distance)"
+            "vllm_eager = true, then the environment VLLM_USE_V2_MODEL_RUNNER=0, then another model"
         )
     leave_together(message)
 
