@@ -1,1 +1,2 @@
-"""What lad.py, verify.py and eval.py stand on, and no reader of the method needs. Nothing in here imports what stands above it."""
+"""What lad.py, verify.py and eval.py stand on, and no reader of the method needs. Nothing in here
+imports what stands above it."""

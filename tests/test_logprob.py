@@ -61,9 +61,11 @@ def test_fused_equals_naive(n, h, v, chunk, temperature, dtype, tolerance, entro
         entropy_weight,
     )
     assert fused[0].dtype == fused[1].dtype == torch.promote_types(dtype, torch.float32)
-    for got, want in zip(fused[:2], exact[:2]):  # fp32 accumulation: the same bound for bf16 inputs
+    for got, want in zip(
+        fused[:2], exact[:2], strict=False
+    ):  # fp32 accumulation: the same bound for bf16 inputs
         torch.testing.assert_close(got.double(), want, rtol=1e-5, atol=1e-5)
-    for got, want in zip(fused[2:], exact[2:]):
+    for got, want in zip(fused[2:], exact[2:], strict=False):
         assert (got.double() - want).norm() / want.norm() < tolerance
 
 
@@ -131,9 +133,9 @@ def test_gradient_formed_in_the_forward_equals_the_late_one(dtype, tolerance):
     early = run(lambda *a: lad.fused_logprob(*a, chunk=8, gradient=gradient))
     late = run(lambda *a: lad.fused_logprob(*a, chunk=8))
     assert [p.start for p in parts] == [0, 8, 16, 24, 32]
-    for got, want in zip(early[:2], late[:2]):
+    for got, want in zip(early[:2], late[:2], strict=False):
         assert torch.equal(got, want)
-    for got, want in zip(early[2:], late[2:]):
+    for got, want in zip(early[2:], late[2:], strict=False):
         assert (got - want).norm() / want.norm() < tolerance
 
 
@@ -177,7 +179,7 @@ def test_compiled_equals_eager(monkeypatch):
     lad.turn_on_compile(dataclasses.replace(lad.Config(), compile="on"), torch.device("cpu"), None)
     assert lad.logits_to_logp is not before
     compiled = both(lambda *a: lad.fused_logprob(*a, chunk=8), hidden, weight, targets, 0.8, 0.2)
-    for got, want in zip(compiled, eager):
+    for got, want in zip(compiled, eager, strict=False):
         torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
 
 
@@ -201,7 +203,7 @@ def test_fused_equals_naive_on_the_gpu():
         0.9,
         0.2,
     )
-    for got, want in zip(fused[:2], exact[:2]):
+    for got, want in zip(fused[:2], exact[:2], strict=False):
         assert (got.double() - want).abs().max() < 1e-4
-    for got, want in zip(fused[2:], exact[2:]):
+    for got, want in zip(fused[2:], exact[2:], strict=False):
         assert (got.double() - want).norm() / want.norm() < 1e-2

@@ -162,8 +162,8 @@ def plain_ppo(rho, a, c):
 
 
 def plain_lad(rho, a, c):
-    """e^u f(z), z = rho e^(-u), u = A/eta; kl and rkl centred where the weight of a token depends on
-    its response"""
+    """e^u f(z), z = rho e^(-u), u = A/eta; kl and rkl centred where the weight of a token depends
+    on its response"""
     u = a / c.eta
     name = c.divergence
     if name in ("kl", "rkl"):

@@ -1,5 +1,9 @@
-"""The offline default: right answers only, disjoint splits, the same bytes twice, and a model that is neither too good nor too bad."""
-import collections, json, random
+"""The offline default: right answers only, disjoint splits, the same bytes twice, and a model that
+is neither too good nor too bad."""
+
+import collections
+import json
+import random
 from pathlib import Path
 
 import torch
@@ -10,16 +14,25 @@ from harness.metrics import pass_at_k
 
 
 def files(folder):
-    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(Path(folder).rglob("*")) if p.is_file()}
+    return {
+        str(p.relative_to(folder)): p.read_bytes()
+        for p in sorted(Path(folder).rglob("*"))
+        if p.is_file()
+    }
 
 
 def test_every_answer_is_right_and_none_is_missing():
     answers = maker.puzzles()
     for (numbers, target), texts in random.Random(0).sample(sorted(answers.items()), 200):
-        assert all(verify.countdown_reward(text, {"numbers": list(numbers), "target": target}) == 1.0 for text in texts)
+        assert all(
+            verify.countdown_reward(text, {"numbers": list(numbers), "target": target}) == 1.0
+            for text in texts
+        )
     # 2 3 8 = 14: 2*3 + 8 in every order, and nothing else (by hand)
     assert answers[(2, 3, 8), 14] == sorted(["2*3+8", "3*2+8", "8+2*3", "8+3*2"])
-    assert answers[(1, 2, 3), 9] == sorted(a for pair in ("1+2", "2+1") for a in (f"({pair})*3", f"3*({pair})"))
+    assert answers[(1, 2, 3), 9] == sorted(
+        a for pair in ("1+2", "2+1") for a in (f"({pair})*3", f"3*({pair})")
+    )
 
 
 def test_same_bytes_twice_and_nothing_disturbed(tmp_path, monkeypatch):
@@ -27,37 +40,59 @@ def test_same_bytes_twice_and_nothing_disturbed(tmp_path, monkeypatch):
     torch.manual_seed(5), random.seed(5)
     before, threads = (torch.get_rng_state(), random.getstate()), torch.get_num_threads()
     a, b = maker.make(tmp_path / "a"), maker.make(tmp_path / "b")
-    assert torch.equal(torch.get_rng_state(), before[0]) and random.getstate() == before[1] and torch.get_num_threads() == threads
+    assert (
+        torch.equal(torch.get_rng_state(), before[0])
+        and random.getstate() == before[1]
+        and torch.get_num_threads() == threads
+    )
     first, second = files(Path(a["model"]).parent), files(Path(b["model"]).parent)
     assert first == second and any(name.endswith("safetensors") for name in first)
     monkeypatch.setenv("LAD_TINY_SEED", "7")
-    monkeypatch.setattr(maker, "build", lambda folder, seed, train, test: (folder / f"seed {seed}").touch())
+    monkeypatch.setattr(
+        maker, "build", lambda folder, seed, train, test: (folder / f"seed {seed}").touch()
+    )
     other = Path(maker.make(tmp_path / "a")["model"]).parent
-    assert other != Path(a["model"]).parent and (other / "seed 7").exists()   # another seed, by the environment, is another folder
+    assert (
+        other != Path(a["model"]).parent and (other / "seed 7").exists()
+    )  # another seed, by the environment, is another folder
 
 
 def test_splits(tiny):
     rows = {name: [json.loads(line) for line in open(tiny[name])] for name in ("train", "test")}
-    keys = {name: {(tuple(r["answer"]["numbers"]), r["answer"]["target"]) for r in part} for name, part in rows.items()}
-    assert len(keys["train"]) == 256 and len(keys["test"]) == 128 and not keys["train"] & keys["test"]
+    keys = {
+        name: {(tuple(r["answer"]["numbers"]), r["answer"]["target"]) for r in part}
+        for name, part in rows.items()
+    }
+    assert (
+        len(keys["train"]) == 256 and len(keys["test"]) == 128 and not keys["train"] & keys["test"]
+    )
     answers = maker.puzzles()
     assert all(len(answers[key]) >= maker.SEVERAL for part in keys.values() for key in part)
 
 
 def test_tokenizer_is_one_token_a_character(tiny):
     from transformers import AutoTokenizer
+
     tokenizer = AutoTokenizer.from_pretrained(tiny["model"])
     text = "1 2 3 = 4 : (5+6)*7-8 90"
-    assert len(tokenizer.encode(text)) == len(text) and tokenizer.decode(tokenizer.encode(text)) == text
+    assert (
+        len(tokenizer.encode(text)) == len(text)
+        and tokenizer.decode(tokenizer.encode(text)) == text
+    )
     assert tokenizer.eos_token_id != tokenizer.pad_token_id and len(tokenizer) % 8 == 0
 
 
 def test_model_solves_some_but_far_from_all(tiny):
-    """pass@1 between 0.1 and 0.5, pass@32 above 0.8 on held-out puzzles, by transformers' own generate."""
+    """pass@1 between 0.1 and 0.5, pass@32 above 0.8 on held-out puzzles, by transformers' own
+    generate."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
-    tokenizer, model = AutoTokenizer.from_pretrained(tiny["model"]), AutoModelForCausalLM.from_pretrained(tiny["model"])
+
+    tokenizer, model = (
+        AutoTokenizer.from_pretrained(tiny["model"]),
+        AutoModelForCausalLM.from_pretrained(tiny["model"]),
+    )
     assert 500_000 <= model.num_parameters() <= 1_000_000
-    by_length = collections.defaultdict(list)   # no padding needed
+    by_length = collections.defaultdict(list)  # no padding needed
     for line in open(tiny["test"]):
         row = json.loads(line)
         by_length[len(row["prompt"])].append(row)
@@ -65,8 +100,17 @@ def test_model_solves_some_but_far_from_all(tiny):
     right = []
     for rows in by_length.values():
         ids = torch.tensor([tokenizer.encode(row["prompt"]) for row in rows])
-        out = model.generate(ids, num_return_sequences=32, max_new_tokens=12)[:, ids.shape[1]:]
+        out = model.generate(ids, num_return_sequences=32, max_new_tokens=12)[:, ids.shape[1] :]
         texts = tokenizer.batch_decode(out, skip_special_tokens=True)
-        right += [sum(verify.countdown_reward(text, row["answer"]) for text in texts[32 * i: 32 * (i + 1)]) for i, row in enumerate(rows)]
-    mean = lambda k: sum(pass_at_k(32, int(c), k) for c in right) / len(right)
+        right += [
+            sum(
+                verify.countdown_reward(text, row["answer"])
+                for text in texts[32 * i : 32 * (i + 1)]
+            )
+            for i, row in enumerate(rows)
+        ]
+
+    def mean(k):
+        return sum(pass_at_k(32, int(c), k) for c in right) / len(right)
+
     assert 0.1 <= mean(1) <= 0.5 and mean(32) > 0.8

@@ -29,7 +29,10 @@ def make_groups(vocab):
     """6 prompts x 4 responses of different lengths; everything a minibatch needs, the same on every
     rank."""
     random.seed(0)
-    word = lambda n: [random.randrange(vocab) for _ in range(n)]
+
+    def word(n):
+        return [random.randrange(vocab) for _ in range(n)]
+
     return [
         [
             dict(
@@ -99,11 +102,13 @@ def parity(folder, out, cfg, device):
     llm, model = lad.start_vllm(cfg, folder, device), lad.build_model(folder, cfg, device)
     optimizer = torch.optim.AdamW(model.parameters(), 0.02)
     prompts, report = [g[0]["prompt"] for g in make_groups(model.config.vocab_size)], []
-    for sync in range(3):
+    for _sync in range(3):
         with lad.awake(llm, model, device):
             groups = lad.generate(llm, cfg, prompts, 4, 7)
         samples = [
-            dict(s, prompt=p, adv=1.0, scale=1.0) for p, g in zip(prompts, groups) for s in g
+            dict(s, prompt=p, adv=1.0, scale=1.0)
+            for p, g in zip(prompts, groups, strict=False)
+            for s in g
         ]
         lad.score_samples(model, "old", samples, cfg, device)
         difference = max(
