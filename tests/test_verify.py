@@ -460,7 +460,9 @@ def test_golds_of_the_parquets(pool, name):
     ) == len(golds)
     assert (
         sum(
-            pool.score([("math", boxed(str(gold).removesuffix("^\\circ") + "1"), gold) for gold in golds])
+            pool.score(
+                [("math", boxed(str(gold).removesuffix("^\\circ") + "1"), gold) for gold in golds]
+            )
         )
         == 0
     )
