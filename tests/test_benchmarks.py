@@ -12,7 +12,7 @@ import zlib
 from pathlib import Path
 
 import pytest
-from conftest import DATA
+from conftest import DATA, GRACE
 from server import Server
 
 import eval as ev
@@ -36,7 +36,7 @@ class Bytes:
 
 @pytest.fixture(scope="module")
 def verifier():
-    with verify.Verifier(2, 20.0) as v:
+    with verify.Verifier(2, 20.0 + GRACE) as v:
         yield v
 
 

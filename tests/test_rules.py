@@ -161,3 +161,34 @@ def test_dual_clip_of_one_or_less_is_refused(value, capsys):
         lad.load_config(["--dual_clip", value])
     said = capsys.readouterr().err
     assert leaving.value.code == 2 and "dual_clip" in said and said.count("\n") == 1
+
+
+# ==== Settings that bring others, and groups shared out =========================================
+
+
+def test_a_ratio_of_sequences_brings_its_aggregation(capsys):
+    assert lad.load_config(["--ratio", "sequence"]).aggregation == "sequence"
+    dr_grpo = ["--objective", "dr_grpo"]
+    assert lad.load_config([*dr_grpo, "--ratio", "sequence"]).aggregation == "sequence"
+    assert lad.load_config(dr_grpo).aggregation == "constant"
+    assert lad.load_config(["--objective", "flowrl"]).aggregation == "sequence"
+    for flags in (["--ratio", "sequence"], ["--objective", "flowrl"]):
+        with pytest.raises(SystemExit) as leaving:
+            lad.load_config([*flags, "--aggregation", "token"])
+        said = capsys.readouterr().err
+        assert leaving.value.code == 2 and "aggregation" in said and said.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "counts, wanted", [([5, 5], 8), ([0, 9, 3], 8), ([2, 0, 1], 8), ([7], 4), ([1, 1, 1, 9], 6)]
+)
+def test_groups_are_kept_evenly_over_the_ranks(counts, wanted, monkeypatch):
+    monkeypatch.setattr(lad, "world", lambda: len(counts))
+    monkeypatch.setattr(lad, "all_reduce", lambda mine: list(counts))
+    kept = []
+    for number, mine in enumerate(counts):
+        monkeypatch.setattr(lad, "rank", lambda number=number: number)
+        kept.append(lad.even_share(mine, wanted))
+    assert sum(kept) == min(wanted, sum(counts))
+    for k, mine in zip(kept, counts, strict=True):
+        assert k <= mine and (k == mine or k >= max(kept) - 1)  # less than others only if out
