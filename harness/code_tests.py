@@ -1,32 +1,43 @@
 r"""
-The tests of a row, from the forms of the data sets. What each set's rows look like stands in a table of
-docs/verifiers.md; in short
+The tests of a row, from the forms of the data sets. What each set's rows look like stands in a
+table of docs/verifiers.md; in short
 
-    {"inputs": [..], "outputs": [..]}                        stdin and stdout (CodeContests, TACO, APPS)
-    {"inputs": [[args], ..], "outputs": [..], "fn_name"}     calls (TACO, APPS)
-    [{"input", "output"}, ..]                                stdin (Codeforces)
-    [{.., "testtype": "functional", "metadata": {"func_name"}}, ..]    calls (LiveCodeBench)
-    [{.., "type": "function_call", "fn_name"}, ..]           calls (PrimeIntellect)
-    {"functional": "def check(candidate): ..; check(Solution().f)"}    code (LeetCode)
-    {"prompt", "test", "entry_point"}                        code (HumanEval)
-    {"prompt", "canonical_solution", "base_input", "plus_input", "entry_point"}   EvalPlus
-    "assert f(1) == 2", or a list of such                    code (MBPP)
+    {"inputs": [..], "outputs": [..]}                     stdin (CodeContests, TACO, APPS)
+    {"inputs": [[args], ..], "outputs": [..], "fn_name"}  calls (TACO, APPS)
+    [{"input", "output"}, ..]                             stdin (Codeforces)
+    [{.., "testtype": "functional", "metadata": {"func_name"}}, ..]  calls (LiveCodeBench)
+    [{.., "type": "function_call", "fn_name"}, ..]        calls (PrimeIntellect)
+    {"functional": "def check(candidate): ..; check(Solution().f)"}  code (LeetCode)
+    {"prompt", "test", "entry_point"}                     code (HumanEval)
+    {"prompt", "canonical_solution", "base_input", "plus_input", "entry_point"}  EvalPlus
+    "assert f(1) == 2", or a list of such                 code (MBPP)
 
-each as an object or as a string that holds it in JSON or as a Python literal. DeepCoder has several of
-them. A row that means calls is never read as stdin, where a program that prints would pass: what cannot
-be read for sure is Unreadable.
+each as an object or as a string that holds it in JSON or as a Python literal. DeepCoder has several
+of them. A row that means calls is never read as stdin, where a program that prints would pass: what
+cannot be read for sure is Unreadable.
 """
 
 import ast
 import json
+import math
 import re
 from typing import NamedTuple
+
+from harness.sandbox import pack
 
 STDIN = ("stdin", "stdin_stdout", "stdio", "standard_input")
 CALLS = ("functional", "function_call", "function", "call_based", "call")
 NAMES = ("fn_name", "func_name", "entry_point", "function_name")
 CODE = ("functional", "test", "test_code", "test_list", "assert_case")
-WRAPPERS = ("verification_info", "input_output", "reward_model", "ground_truth", "tests", "test_cases")
+WRAPPERS = (
+    "verification_info",
+    "input_output",
+    "reward_model",
+    "ground_truth",
+    "tests",
+    "test_cases",
+)
+SPECIAL = {"inf": math.inf, "-inf": -math.inf, "nan": math.nan}  # as Python prints them
 
 
 class Unreadable(ValueError):
@@ -34,8 +45,8 @@ class Unreadable(ValueError):
 
 
 class Tests(NamedTuple):
-    """Either pairs of stdin and stdout, or a job of the tests' box; and limits: memory in bytes, seconds
-    for one run or call."""
+    """Either pairs of stdin and stdout, or a job of the tests' box; and limits: memory in bytes,
+    seconds for one run or call."""
 
     pairs: list
     job: dict
@@ -59,7 +70,7 @@ def read_tests(truth):
     if any(row.get(key) for key in CODE):
         return Tests([], code_job(row), limits)
     given, expected = sides(row)
-    if function_name(row) or row.get("calls"):
+    if function_name(row) or kind_of(row):
         return Tests([], calls_job(row, given, expected), limits)
     return Tests(stdin_pairs(given, expected), None, limits)
 
@@ -97,13 +108,13 @@ def without_wrappers(row):
 
 def with_contest_tests(row):
     """CodeContests: public, private and generated tests, one after the other."""
-    groups = [row[key] for key in ("public_tests", "private_tests", "generated_tests") if row.get(key)]
-    if not groups:
-        return row
     inputs, outputs = [], []
-    for group in groups:
+    for key in ("public_tests", "private_tests", "generated_tests"):
+        group = row.get(key) or {"input": [], "output": []}
         inputs += group["input"]
         outputs += group["output"]
+    if not inputs:
+        return row
     return row | {"inputs": inputs, "outputs": outputs}
 
 
@@ -122,17 +133,23 @@ def from_list(tests, outer=()):
     names = {function_name(test) for test in tests}
     if len(kinds) > 1 or len(names) > 1:
         raise Unreadable("tests of several kinds")
+    calls = kinds.pop()
+    name = names.pop()
+    if not name and calls is not False:
+        name = function_name(dict(outer))
     return {
         "inputs": [test["input"] for test in tests],
         "outputs": [test["output"] for test in tests],
-        "fn_name": names.pop() or function_name(dict(outer)),
-        "calls": kinds.pop(),
+        "fn_name": name,
+        "calls": calls,
     }
 
 
 def kind_of(test):
     """Whether a test is a call: True, False, or None where it does not say."""
-    said = test.get("testtype") or test.get("type")
+    if isinstance(test.get("calls"), bool):
+        return test["calls"]
+    said = test.get("testtype") or test.get("type") or test.get("call_type")
     if said in STDIN:
         return False
     if said in CALLS:
@@ -143,13 +160,16 @@ def kind_of(test):
 
 
 def function_name(row):
-    """The name of the function that is called, "" where none is said. "Solution().name" is name."""
+    """The name of the function that is called, "" where none is said. "Solution().name" is name.
+    Unreadable where a test of stdin has one."""
     metadata = as_object(row.get("metadata") or {})
     for place in (row, metadata):
         for key in NAMES:
             if isinstance(place, dict) and place.get(key):
+                if kind_of(row) is False:
+                    raise Unreadable(f"{key} in a test that says stdin")
                 return place[key].strip().rpartition(".")[2]
-    if kind_of(row) is False or row.get("calls") is False:
+    if kind_of(row) is False:
         return ""
     return defined_last(row.get("starter_code") or "")
 
@@ -226,8 +246,8 @@ def as_text(side):
 def calls_job(row, given, expected):
     """Calls with the values that they should give, compared as the sets' judges do: exactly.
 
-    TACO and APPS have rows where each expected value is wrapped in a list: job["wrapped"]. Their
-    dictionaries have lost numbers as keys to JSON.
+    TACO and APPS have rows where each expected value is wrapped in a list: job["wrapped"]; and JSON
+    has made strings of the numbers that were keys of their dictionaries.
     """
     name = function_name(row)
     if not name:
@@ -237,14 +257,24 @@ def calls_job(row, given, expected):
     for side, other in zip(given, expected, strict=True):
         args, named = arguments(side)
         want = value(other) if isinstance(side, str) and isinstance(other, str) else other
-        cases.append([args, named, want])
+        if not in_lines:
+            args = [number_keys(arg) for arg in args]
+            want = [number_keys(w) for w in want] if isinstance(want, list) else number_keys(want)
+        cases.append(json.dumps(pack([args, named, want])))
     wrapped = not in_lines and all(isinstance(side, list) and len(side) == 1 for side in expected)
-    return new_job(row, name) | {"cases": cases, "wrapped": wrapped, "number_keys": not in_lines}
+    return new_job(row, name) | {"cases": cases, "wrapped": wrapped}
+
+
+def number_keys(argument):
+    """{"1": 2} is {1: 2}."""
+    if isinstance(argument, dict) and all(re.fullmatch(r"-?\d+", str(key)) for key in argument):
+        return {int(key): member for key, member in argument.items()}
+    return argument
 
 
 def arguments(side):
-    """(positional, by name) of a call: a list, or a string that holds one in JSON on each line or all
-    of them as in a call."""
+    """(positional, by name) of a call: a list, or a string that holds one in JSON on each line or
+    all of them as in a call."""
     if isinstance(side, list):
         return side, {}
     if not isinstance(side, str):
@@ -270,6 +300,8 @@ def keywords(text):
 
 def value(text):
     """A value in JSON, or as Python writes it; Unreadable."""
+    if text.strip() in SPECIAL:
+        return SPECIAL[text.strip()]
     for read in (json.loads, ast.literal_eval):
         try:
             return read(text.strip())
@@ -290,25 +322,57 @@ def code_job(row):
             lines += part
     code = "\n".join(lines)
     try:
-        ast.parse(code)
+        tree = ast.parse(code)
     except (SyntaxError, ValueError) as error:
         raise Unreadable(f"tests that are no Python: {error}") from None
+    if not any(can_fail(node) for node in ast.walk(tree)):
+        raise Unreadable("tests that no program can fail")
     name = function_name(row) or defined_last(row.get("prompt") or "")
-    return new_job(row, name) | {"test": code}
+    uses = sorted({node.id for node in ast.walk(tree) if isinstance(node, ast.Name)})
+    if not name and "candidate" in free_names(tree):
+        raise Unreadable("tests of a candidate without a name")
+    if not name and defines(tree, "check") and not re.search(r"^check\(", code, re.M):
+        raise Unreadable("check is never called, and no function has a name")
+    return new_job(row, name) | {"test": code, "uses": uses}
+
+
+def can_fail(node):
+    """assert, raise, or a method as assertEqual."""
+    if isinstance(node, ast.Attribute):
+        return node.attr.lower().startswith("assert")
+    return isinstance(node, (ast.Assert, ast.Raise))
+
+
+def defines(tree, name):
+    """Whether code defines a function of that name, at its top."""
+    return any(isinstance(node, ast.FunctionDef) and node.name == name for node in tree.body)
+
+
+def free_names(tree):
+    """Names that are read, and are nowhere a parameter or assigned."""
+    read, bound = set(), set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.arg):
+            bound.add(node.arg)
+        elif isinstance(node, ast.Name):
+            names = read if isinstance(node.ctx, ast.Load) else bound
+            names.add(node.id)
+    return read - bound
 
 
 def evalplus_job(row):
     """EvalPlus: inputs, and the solution that says what is right."""
-    given = row["base_input"] + row["plus_input"]
     job = new_job(row, function_name(row))
     job["reference"] = row["prompt"] + row["canonical_solution"]
-    job["cases"] = [[args, {}] for args in given]
+    given = row["base_input"] + row["plus_input"]
+    job["cases"] = [json.dumps(pack([args, {}])) for args in given]
     job["atol"] = row.get("atol", 0)
     return job
 
 
 def new_job(row, name):
-    """A job of the tests' box: the code of the prompt, the name of the function, and no tests yet."""
+    """A job of the tests' box: the code of the prompt, the name of the function, and no tests yet.
+    A case is [arguments, arguments by name, expected value if there is one], packed."""
     try:
         prompt = complete(row.get("prompt") or "")
     except SyntaxError:  # words
@@ -318,8 +382,8 @@ def new_job(row, name):
         "entry": name,
         "cases": [],
         "test": "",
+        "uses": [],
         "reference": "",
         "atol": None,
         "wrapped": False,
-        "number_keys": False,
     }

@@ -21,8 +21,11 @@ import atexit
 import builtins
 import copy
 import ctypes
+import decimal
+import fractions
 import importlib
 import json
+import math
 import os
 import re
 import resource
@@ -323,6 +326,7 @@ def child_main(mode, readable, fds):
         seccomp(threads=mode == "namespaces")
 
     sys.argv = ["main.py"]
+    sys.set_int_max_str_digits(0)  # a limit on time is set already
     builtins.exit = builtins.quit = sys.exit  # -S leaves them out
     code = execute(job)
 
@@ -372,6 +376,7 @@ def execute(job):
     try:
         if role != "run":
             exec(PRELUDE, names)
+            begin(job, names)
         exec(compile(job.get("program", ""), "main.py", "exec"), names)
         if role == "serve":
             serve(names)
@@ -384,30 +389,74 @@ def execute(job):
     return 0
 
 
+def begin(job, names):
+    """What the prompt of a row defines, as helpers of what it asks for, but not that itself: its
+    beginning is no solution."""
+    try:
+        exec(job["prompt"], names)
+    except Exception:  # it lacks a package, say: then the program does without
+        pass
+    names.pop(job["entry"], None)
+    names.pop("Solution", None)
+
+
 # ==== 2. Calls ==================================================================================
 
 
 def pack(value):
-    """Plain data as JSON, tagged where JSON has no word for it; anything else is a TypeError."""
+    """Plain data as JSON, tagged where JSON has no word for it; anything else is a TypeError.
+    Arrays and scalars of numpy are lists and numbers."""
+    kind = type(value)
+    if kind.__module__ == "numpy" and hasattr(value, "tolist"):
+        return pack(value.tolist())
     if isinstance(value, dict):
         return {"dict": [[pack(key), pack(member)] for key, member in value.items()]}
-    if isinstance(value, (list, tuple, set, frozenset)):
-        members = [pack(member) for member in value]
-        if isinstance(value, list):
-            return members
-        return {"tuple" if isinstance(value, tuple) else "set": members}
-    if not isinstance(value, (bool, int, float, str, type(None))):
-        raise TypeError(f"{type(value).__name__} is not plain data")
+    if isinstance(value, list):
+        return value if kind is list and is_simple(value) else [pack(member) for member in value]
+    if isinstance(value, (tuple, set, frozenset)):
+        tag = "tuple" if isinstance(value, tuple) else "set"
+        return {tag: [pack(member) for member in value]}
     if isinstance(value, int) and value.bit_length() > 64:
         return {"int": hex(value)}
-    return value
+    if isinstance(value, (bool, int, float, str, type(None))):
+        return value
+    if isinstance(value, bytes):
+        return {"bytes": value.hex()}
+    if isinstance(value, complex):
+        return {"complex": [value.real, value.imag]}
+    if isinstance(value, (fractions.Fraction, decimal.Decimal)):
+        return {kind.__name__.lower(): str(value)}
+    raise TypeError(f"{kind.__name__} is not plain data")
+
+
+def is_simple(values):
+    """Whether JSON has a word for each member of a list: a million of them take no time then."""
+    kinds = set(map(type, values))
+    if not kinds <= {bool, int, float, str, type(None)}:
+        return False
+    return int not in kinds or all(
+        value.bit_length() <= 64 for value in values if type(value) is int
+    )
 
 
 def unpack_int(text):
     return int(text, 16)
 
 
-UNPACK = {"dict": dict, "tuple": tuple, "set": set, "int": unpack_int}
+def unpack_complex(parts):
+    return complex(*parts)
+
+
+UNPACK = {
+    "dict": dict,
+    "tuple": tuple,
+    "set": set,
+    "int": unpack_int,
+    "bytes": bytes.fromhex,
+    "complex": unpack_complex,
+    "fraction": fractions.Fraction,
+    "decimal": decimal.Decimal,
+}
 
 
 def unpack(tagged):
@@ -443,6 +492,11 @@ def find(names, path):
     return target
 
 
+class Failed(BaseException):
+    """The program gave no value: its reason is the item's. Tests that catch any Exception do not
+    catch it."""
+
+
 class Remote:
     """A name of the program, as tests see it. A call over the link (replies, calls, seconds for
     one) gives its value or the same kind of error; SIGALRM ends the tests where it is late.
@@ -454,6 +508,7 @@ class Remote:
         "KeyError": KeyError,
         "IndexError": IndexError,
     }
+    LONGEST = 1 << 26  # characters of a reply
 
     def __init__(self, path, link):
         self._path = path
@@ -466,61 +521,116 @@ class Remote:
         if self._path == ["Solution"]:
             return self
         replies, calls, seconds = self._link
-        print(json.dumps([self._path, pack(args), pack(kwargs)]), file=calls)
+        try:
+            print(json.dumps([self._path, pack(args), pack(kwargs)]), file=calls)
+        except BrokenPipeError:
+            raise Failed("crashed") from None
         signal.setitimer(signal.ITIMER_REAL, seconds)
-        kind, value = json.loads(replies.readline(1 << 26), object_hook=unpack)
+        reply = replies.readline(Remote.LONGEST)
         signal.setitimer(signal.ITIMER_REAL, 0)
+        if len(reply) == Remote.LONGEST:
+            raise Failed("too long")
+        try:
+            kind, value = json.loads(reply, object_hook=unpack)
+        except (ValueError, TypeError, KeyError, ArithmeticError, RecursionError):
+            raise Failed("crashed") from None  # it has ended, or what it wrote is no reply
         if kind != "value":
-            raise Remote.ERRORS.get(value, RuntimeError)
+            raise Remote.ERRORS.get(value, RuntimeError)(Failed("crashed"))
         return value
 
 
 def equal(got, want, atol):
-    """Equal plain data; tuples as lists; floats to atol or one part in 10^7."""
+    """Equal plain data, tuples as lists. Floats are equal to atol or one part in 10^7; atol None:
+    exactly. Nothing but infinity is equal to infinity."""
+    if got == want:
+        return True
     if isinstance(got, (list, tuple)) and isinstance(want, (list, tuple)):
         if len(got) != len(want):
             return False
         return all(equal(g, w, atol) for g, w in zip(got, want, strict=True))
     if isinstance(got, dict) and isinstance(want, dict):
         return got.keys() == want.keys() and all(equal(got[key], want[key], atol) for key in want)
-    if got == want:
-        return True
     if {type(got), type(want)} not in ({float}, {int, float}):
         return False
-    both_nan = got != got and want != want
-    return both_nan or abs(got - want) <= max(atol, 1e-6) + 1e-7 * abs(want)
+    if got != got or want != want:
+        return got != got and want != want
+    if atol is None or math.inf in (abs(got), abs(want)):
+        return False
+    return abs(got - want) <= max(atol, 1e-6) + 1e-7 * abs(want)
 
 
 def check(names, job):
-    """In the tests' box: write b"pass", or b"unparsable" where the tests themselves do not load."""
+    """In the tests' box: write to descriptor 1 what the tests say, see `verdict`."""
     replies, calls = open(3), open(4, "w", buffering=1)
-    link = (replies, calls, job["seconds"])
-    verdict = os.dup(1)
+    link = (replies, calls, job["call_seconds"])
+    out = os.dup(1)
     os.dup2(2, 1)  # what the tests print is no verdict
-    entry = job["entry"]
+    os.write(out, verdict(names, job, link).encode())
+
+
+def verdict(names, job, link):
+    """ "pass", "wrong", or a reason: "truth unparsable" where the tests themselves do not load,
+    "crashed" where the program raised or ended, "too long" and "too large" where its values are."""
     try:
-        exec(job["prelude"], names)
-        reference = names.pop(entry, None)
+        reference = load_tests(names, job, link)
         tests = compile(job["test"], "tests.py", "exec")
     except BaseException:
-        os.write(verdict, b"unparsable")
-        return
+        return "truth unparsable"
+    try:
+        run_cases(names, job, Remote([job["entry"]], link), reference)
+        exec(tests, names)
+        if job["entry"] and "check" in names and not re.search(r"^check\(", job["test"], re.M):
+            names["check"](names["candidate"])
+    except Failed as why:
+        return str(why)
+    except AssertionError:
+        return "wrong"
+    except MemoryError:
+        return "too large"
+    except (ImportError, NameError, SystemExit):
+        return "truth unparsable"
+    except Exception as error:
+        # of the program, or of tests that compute with the value of a wrong type
+        of_program = any(isinstance(arg, Failed) for arg in error.args)
+        return "crashed" if of_program else "wrong"
+    return "pass"
 
-    candidate = Remote([entry], link)
+
+def load_tests(names, job, link):
+    """Give the tests the names of the program that they use; the solution that says what is right,
+    if the row has one."""
+    entry = job["entry"]
+    exec(job["reference"], names)
+    reference = names.pop(entry, None)
     names["Solution"] = Remote(["Solution"], link)
-    names["candidate"] = candidate
-    names[entry] = candidate
-    for args, *want in job["cases"]:
-        got = candidate(*args)
-        if entry == "find_zero" and "poly" in names:  # any root is right, as in EvalPlus
+    for name in job["uses"]:
+        if name not in names and not hasattr(builtins, name):
+            names[name] = Remote([name], link)
+    if entry:
+        names[entry] = names["candidate"] = Remote([entry], link)
+    return reference
+
+
+def run_cases(names, job, candidate, reference):
+    """Calls with the values that they should give, or with what the reference gives;
+    AssertionError.
+
+    Where a row may have wrapped each value in a list (job["wrapped"]), all values are read in one
+    of the two ways.
+    """
+    readings = ["as it is", "wrapped"] if job["wrapped"] else ["as it is"]
+    for case in job["cases"]:
+        args, named, *want = json.loads(case, object_hook=unpack)
+        got = candidate(*args, **named)
+        if job["entry"] == "find_zero" and "poly" in names:  # any root is right, as in EvalPlus
             assert abs(names["poly"](args[0], got)) <= 1e-4
             continue
-        expected = want[0] if want else reference(*copy.deepcopy(args))
-        assert equal(got, expected, job["atol"])
-    exec(tests, names)
-    if entry and "check" in names and not re.search(r"^check\(", job["test"], re.M):
-        names["check"](candidate)
-    os.write(verdict, b"pass")
+        expected = want[0] if want else reference(*copy.deepcopy(args), **named)
+        for reading in list(readings):
+            value = expected[0] if reading == "wrapped" else expected
+            if not equal(got, value, job["atol"]):
+                readings.remove(reading)
+        assert readings
 
 
 # ==== 3. The worker's side ======================================================================
@@ -636,21 +746,26 @@ class Sandbox:
         ask_read, ask_write = os.pipe()
         answer_read, answer_write = os.pipe()
         verdict_read, verdict_write = os.pipe()
-        served = {"role": "serve", "program": program, **limits}
-        served["seconds"] = deadline - time.monotonic()
+        served = {"role": "serve", "program": program, "memory": limits["memory"]}
+        served |= {"prompt": job["prompt"], "entry": job["entry"]}
+        served["seconds"] = max(0, deadline - time.monotonic())
         silence = os.open(os.devnull, os.O_WRONLY)
         self.start("program", served, "", silence, ask_read, answer_write)
-        tests = {"role": "check", **job, **limits}
+        # The tests' own time is all that is left: they wait for many calls
+        tests = {"role": "check", **job, "memory": limits["memory"], "seconds": served["seconds"]}
+        tests["call_seconds"] = limits["seconds"]
         self.start("tests", tests, "", verdict_write, answer_read, ask_write)
 
-        said = drain(verdict_read, 100, deadline)
-        late = self.finish("tests", deadline) in (None, -signal.SIGALRM)
-        self.finish("program", 0 if late else time.monotonic() + 0.05)
-        if said == b"pass":
+        said = drain(verdict_read, 100, deadline).decode()
+        late = (None, -signal.SIGALRM, -signal.SIGXCPU)
+        tests_late = self.finish("tests", deadline) in late
+        program_end = 0 if tests_late else time.monotonic() + 0.05
+        program_status = self.finish("program", program_end)
+        if said == "pass":
             return ""
-        if said == b"unparsable":
-            return "truth unparsable"
-        return "timeout" if late else "wrong"
+        if tests_late or (said == "crashed" and program_status == -signal.SIGXCPU):
+            return "timeout"
+        return said or "crashed"
 
 
 def memory_file(name, text):
