@@ -13,7 +13,8 @@ text on its line ("Code: ```python"), a closing one behind the last line of code
 is no Python otherwise, and a block inside of one that is not Python (a whole answer in a
 ```markdown block).
 
-The program is the last block whose tag is Python, else the last untagged one that is a program.
+The program is the last block whose tag is Python, else the last untagged one that is a program and
+not an example of data.
 """
 
 import ast
@@ -92,8 +93,8 @@ def opening(line):
     if quote:
         inner = opening(line[quote.end() :])
         return inner and inner._replace(quoted=True)
-    # Behind text: not in the middle of `code`, and followed by one word at most
-    if marks[0] == "`" and before.count("`") % 2 == 0 and len(tag.split()) <= 1:
+    # Behind text: not in the middle of `code`, and with no more than a tag behind it
+    if marks[0] == "`" and before.count("`") % 2 == 0 and re.fullmatch(r"[\w+#.{}-]*", tag):
         return Fence(marks, tag, 0, False)
     return None
 
@@ -151,11 +152,11 @@ def last_tagged(found):
 
 
 def last_untagged(found):
-    """The last block without a tag that is a program."""
-    for block in reversed(found):
-        if not block.tag:
-            program = outdented(block)
-            if is_program(program):
+    """The last block without a tag that is a program; else the last that at least sets a name."""
+    programs = [outdented(block) for block in reversed(found) if not block.tag]
+    for accepts in (acts, sets):
+        for program in programs:
+            if accepts(program):
                 return program
     return ""
 
@@ -201,17 +202,39 @@ def parsed(program):
         return None
 
 
-def is_program(text):
-    """Whether a text without a tag is a program, not an example of output: 7, YES and O(n) are
-    Python too, but do nothing."""
+STATEMENTS = (
+    ast.FunctionDef,
+    ast.AsyncFunctionDef,
+    ast.ClassDef,
+    ast.Import,
+    ast.ImportFrom,
+    ast.For,
+    ast.While,
+    ast.If,
+    ast.With,
+    ast.Try,
+)
+
+
+def acts(text):
+    """Whether a text without a tag is a program, not an example of data: 7, YES, O(n) and
+    nums = [3,3] are Python too, but do nothing."""
     tree = parsed(text)
     if tree is None:
         return False
-    return any(not isinstance(node, ast.Expr) or prints(node) for node in tree.body)
+    return any(isinstance(node, STATEMENTS) or prints(node) for node in tree.body)
+
+
+def sets(text):
+    """Whether it at least sets a name: f = lambda x: x."""
+    tree = parsed(text)
+    return tree is not None and any(isinstance(node, ast.Assign) for node in tree.body)
 
 
 def prints(statement):
     """Whether a bare expression calls print, or a method: sys.stdout.write."""
+    if not isinstance(statement, ast.Expr):
+        return False
     for node in ast.walk(statement):
         if isinstance(node, ast.Call):
             if isinstance(node.func, ast.Attribute) or getattr(node.func, "id", "") == "print":
