@@ -12,22 +12,20 @@ number), code (the last Python block), countdown: the preset chooses.
 Reasons: "" (wrong), no answer found, too long, too large, timeout, crashed, truth unparsable; with
 a colon ("timeout: worker replaced") they are the verifier's own failures.
 
-How two answers are compared stands in harness/math_answers.py, how a program is run and judged in
-harness/programs.py and harness/sandbox.py. Work that is bounded is done where the caller is, all
-else in processes that are killed when they are late.
+How two answers are compared stands in harness/math_answers.py, what the program of a response is in
+harness/fences.py, how it is run and judged in harness/programs.py and harness/sandbox.py, puzzles
+in harness/countdown.py; all of it with examples in docs/verifiers.md. Work that is bounded is done
+where the caller is, all else in processes that are killed when they are late.
 
 Errors: ValueError for an unknown kind; RuntimeError where workers cannot start or code cannot be
 run safely.
 """
 
-import ast
 import collections
 import concurrent.futures
 import json
 import logging
-import operator
 import os
-import re
 import resource
 import select
 import signal
@@ -35,13 +33,13 @@ import subprocess
 import sys
 import threading
 import time
-from fractions import Fraction
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 if str(HERE) not in sys.path:  # python -I and PYTHONSAFEPATH leave out a script's own folder
     sys.path.insert(0, str(HERE))
 
+from harness.countdown import countdown_judge  # noqa: E402
 from harness.math_answers import (  # noqa: E402
     Unjudged,
     after_thinking,
@@ -68,62 +66,7 @@ __all__ = [
     "tidy",
 ]
 
-# ==== 1. Countdown ==============================================================================
-
-OPERATORS = {
-    ast.Add: operator.add,
-    ast.Sub: operator.sub,
-    ast.Mult: operator.mul,
-    ast.Div: operator.truediv,
-}
-
-
-def countdown_value(node, used):
-    """Exact value of an expression of + - * / and integers, which are added to `used`; raises for
-    anything else."""
-    if isinstance(node, ast.BinOp) and type(node.op) in OPERATORS:
-        left = countdown_value(node.left, used)
-        right = countdown_value(node.right, used)
-        return OPERATORS[type(node.op)](left, right)
-    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
-        return -countdown_value(node.operand, used)
-    if isinstance(node, ast.Constant) and type(node.value) is int:
-        used.append(node.value)
-        return Fraction(node.value)
-    raise ValueError("outside the grammar")
-
-
-def countdown_judge(response, puzzle):
-    """(reward, reason) of the last <answer>..</answer>, else box, else all after thinking; "=
-    target" may follow."""
-    text = after_thinking(response)
-    if "<answer>" in text:
-        text = text.rpartition("<answer>")[2].partition("</answer>")[0]
-    elif "\\boxed" in text:
-        text = last_box(text)
-    text = re.sub(r"\\div|÷", "/", text)
-    text = re.sub(r"\\times|\\cdot|×", "*", text)
-    text, equals, right = text.strip().partition("=")
-    text = text.strip()
-    if not text:
-        return 0.0, "no answer found"
-    if len(text) > 200:  # bounded work, so it is done in the caller
-        return 0.0, "too long"
-    if equals and right.strip() != str(puzzle["target"]):
-        return 0.0, ""
-    if not re.fullmatch(r"[0-9+\-*/() ]+", text):
-        return 0.0, ""
-
-    used = []
-    try:
-        value = countdown_value(ast.parse(text, mode="eval").body, used)
-    except (ValueError, SyntaxError, ZeroDivisionError, RecursionError, MemoryError):
-        value = None
-    right = value == puzzle["target"] and sorted(used) == sorted(puzzle["numbers"])
-    return float(right), ""
-
-
-# ==== 2. One item ===============================================================================
+# ==== 1. One item ===============================================================================
 
 
 def math_judge(response, answer, style="boxed", quick=False):
@@ -173,7 +116,7 @@ def judge(kind, response, truth, sandbox=None, timeout=None, quick=False):
     )
 
 
-# ==== 3. A worker ===============================================================================
+# ==== 2. A worker ===============================================================================
 
 
 def worker_main(role, timeout, mode):
@@ -181,6 +124,7 @@ def worker_main(role, timeout, mode):
     hung or not."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     logging.disable(logging.CRITICAL)
+    sys.set_int_max_str_digits(0)  # truths may hold long integers; time is bounded by the parent
     timeout = float(timeout)
     reply = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what a library prints is no reply
@@ -234,7 +178,7 @@ def end(worker):
         pass
 
 
-# ==== 4. The pool ===============================================================================
+# ==== 3. The pool ===============================================================================
 
 
 class Verifier:
@@ -349,7 +293,7 @@ class Verifier:
         self.close()
 
 
-# ==== 5. One function a kind, and the command ===================================================
+# ==== 4. One function a kind, and the command ===================================================
 
 ONE = Verifier(workers=1)
 
@@ -385,6 +329,7 @@ def progress(verifier, verdicts, total):
 
 def main(path):
     """A line of output an item, then how many were right and why the others were not."""
+    sys.set_int_max_str_digits(0)
     with open(path) as file:
         rows = [json.loads(line) for line in file]
     items = [(row["kind"], row["response"], row["truth"]) for row in rows]

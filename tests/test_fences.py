@@ -86,8 +86,6 @@ PLACES = {
     "in bold": "**Solution:** " + fenced(ADD),
     "the closing fence behind the code": "```python\n" + ADD + "```",
     "glued, then text": "```python\n" + ADD + "```\nThat is it.",
-    + ADD
-    + "``` is the program.\n".replace(" is the program.", ""),
     "never closed": "```python\n" + ADD,
     "tildes": fenced(ADD, marks="~~~"),
     "four backticks": fenced(ADD, marks="````"),
