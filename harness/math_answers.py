@@ -235,10 +235,12 @@ TEXT = re.compile(
     r"|,?\s*(?<![A-Za-z\\])(?:and|or)(?![A-Za-z])"
 )
 UNIT_LETTERS = "mgshNJWVAKCFTHL"
+BEHIND_NUMBER = re.compile(r"(?:[\d}]|\d\s*\\[dt]?frac\s*\{|\}\s*\{)\s*$")
 
 # Colour, weight and size say nothing
 STYLED = re.compile(
     rf"\\(?:boldsymbol|bm|pmb|underline|uline|ensuremath|mathord|mathstrut)(?![A-Za-z])\s*({GROUP})?"
+    rf"|\\(?:(?:math|text)(?:bf|it|sf|tt|rm|normal)|emph)\s*(?=\{{[^{{}}]*\{{)({GROUP})"
     r"|\\(?:text)?color\s*(?:\[[^\]]*\])?\s*\{[^{}]*\}"
     rf"\s*({GROUP})?"
     rf"|\\f?colorbox\s*(?:\{{[^{{}}]*\}}){{1,2}}\s*({GROUP})"
@@ -285,7 +287,7 @@ def tidy(text):
 
 def unstyled(match):
     r"""What a match of STYLED is the style of, in braces where more than a token is raised."""
-    group = match[1] or match[2] or match[3] or ""
+    group = "".join(match.groups(""))  # there is one at most
     inner = group[1:-1].strip()
     raised = match.string[match.end() : match.end() + 1] in ("^", "_")
     if raised and len(inner) > 1:
@@ -315,7 +317,7 @@ def tidy_word(match):
     if inner in FUNCTIONS and not macro.startswith("text"):
         return f"\\{inner} "
     if len(inner) == 1:
-        behind = re.search(r"[\d}]\s*$", match.string[: match.start()][-20:])
+        behind = BEHIND_NUMBER.search(match.string[: match.start()][-20:])
         if not (behind and inner in UNIT_LETTERS):
             return f" {inner} "
     if not re.search(r"[A-Za-z]", inner):
@@ -565,7 +567,7 @@ def is_word(text):
 
 def without_or(text):
     r"""\lor between intervals or inequalities is a union, between anything else a comma."""
-    parts = split_top(text, "\\lor")
+    parts = [part.rstrip(", ") for part in split_top(text, "\\lor")]
     if len(parts) > 1:
         ranges = [as_interval(part) for part in parts]
         if all(ranges):

@@ -86,7 +86,7 @@ UNITS = re.compile(
     re.S,
 )
 TEXT_RATIO = re.compile(rf"\\frac\{{\s*({IN_TEXT})\s*\}}\{{\s*({IN_TEXT})\s*\}}")
-TOKENS = re.compile(r"/|\^\{?-?\d+\}?|[A-Za-zΩ]+\d?(?![A-Za-z\d])\.?|\S")
+TOKENS = re.compile(r"/|\^-?\d+|[A-Za-zΩ]+\d?(?![A-Za-z\d])\.?|\S")
 TRIGONOMETRY = re.compile(r"\\(?:sin|cos|tan|sec|csc|cot)")
 SINGLE = set("NJWVK")  # letters that are units without \text, behind a number and a space
 
@@ -130,7 +130,8 @@ def read_unit(written, in_text):
     """The Unit that is written; None where some of it is none."""
     written = written.replace("^\\circ", " degree ").replace("\\text", " ")
     written = re.sub(r"\\cdot\b|\*|·", " ", written)
-    written = re.sub(r"\{([^{}^]*)\}(?!\d)", r" \1 ", written)  # \text's braces
+    written = re.sub(r"\^\{(-?\d+)\}", r"^\1", written)
+    written = re.sub(r"[{}]", " ", written)
     measures, words, scale = [], [], 1
     below = ""  # "/" behind a slash or "per", for one measure
     power = ""  # of the next measure, behind "square"
@@ -142,7 +143,7 @@ def read_unit(written, in_text):
         elif token.startswith("^"):
             if not measures:
                 return None
-            measures[-1] = raised(measures[-1], token.strip("^{}"))
+            measures[-1] = raised(measures[-1], token[1:])
         elif low in POWERS:
             if low.endswith("ed"):
                 if not measures:
