@@ -26,19 +26,19 @@ OPERATORS = {
 }
 
 # fmt: off
-SIGNS = {
+SIGNS = str.maketrans({
     "−": "-", "–": "-", "－": "-", "＋": "+",
     "×": "*", "·": "*", "⋅": "*", "∙": "*", "∗": "*", "＊": "*",
     "÷": "/", "∕": "/", "⁄": "/", "／": "/",
-    "＝": "=", "（": "(", "）": ")",
-}
+    "＝": "=", "（": "(", "）": ")", "$": " ",
+})
 # fmt: on
 MACROS = [
-    (re.compile(r"\\(?:times|cdot|ast)(?![A-Za-z])|(?<=[\d)])\s*[xX]\s*(?=[\d(])"), "*"),
+    (re.compile(r"\\(?:times|cdot|ast)(?![A-Za-z])"), "*"),
     (re.compile(r"\\div(?![A-Za-z])"), "/"),
     (re.compile(r"\\(?:left|right|[bB]igg?[lr]?|displaystyle)(?![A-Za-z])|\\[,;:! ()\[\]]"), " "),
-    (re.compile(r"\$"), " "),
 ]
+LETTER_X = re.compile(r"(?<=[\d)])\s*[xX]\s*(?=[\d(])")
 FRAC = re.compile(rf"\\[dtc]?frac\s*({GROUP}|\d)\s*({GROUP}|\d)")
 
 
@@ -58,12 +58,14 @@ def answer_of(response):
 
 def expression(text):
     """An answer in the signs that `value_of` reads; its sides where it has an equals sign."""
-    text = "".join(SIGNS.get(char, char) for char in text[: 4 * LONGEST])
-    for pattern, new in MACROS:
-        text = pattern.sub(new, text)
-    count = 1
-    while count:  # from the inside out
-        text, count = FRAC.subn(r"((\1)/(\2))", text)
+    text = text[: 4 * LONGEST].translate(SIGNS)
+    text = LETTER_X.sub("*", text)
+    if "\\" in text:
+        for pattern, new in MACROS:
+            text = pattern.sub(new, text)
+        count = 1
+        while count:  # from the inside out
+            text, count = FRAC.subn(r"((\1)/(\2))", text)
     text = text.replace("{", "(").replace("}", ")").strip()
     text = re.sub(r"^(\*\*|`+)(.*)\1$", r"\2", text)  # bold, code
     return re.sub(r"(?<=[\d)])\s*\.$", "", text).strip()
@@ -96,6 +98,8 @@ def value_of(node, used):
 
 def whole(number):
     """An integer, as a number or as a string; ValueError for anything else."""
+    if type(number) is int:
+        return number
     value = Fraction(str(number).strip())
     if value.denominator != 1:
         raise ValueError(f"{number} is no integer")
