@@ -54,6 +54,9 @@ from harness.math_answers import (  # noqa: E402
 from harness.programs import code_judge  # noqa: E402
 from harness.sandbox import Sandbox, attempt  # noqa: E402
 
+# Truths hold integers of any length; what could take long is done in a worker, whose time is bounded
+sys.set_int_max_str_digits(0)
+
 __all__ = [
     "Verifier",
     "code_reward",
@@ -126,7 +129,6 @@ def worker_main(role, timeout, mode):
     hung or not."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     logging.disable(logging.CRITICAL)
-    sys.set_int_max_str_digits(0)  # truths may hold long integers; time is bounded by the parent
     timeout = float(timeout)
     reply = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what a library prints is no reply
@@ -331,7 +333,6 @@ def progress(verifier, verdicts, total):
 
 def main(path):
     """A line of output an item, then how many were right and why the others were not."""
-    sys.set_int_max_str_digits(0)
     with open(path) as file:
         rows = [json.loads(line) for line in file]
     items = [(row["kind"], row["response"], row["truth"]) for row in rows]
