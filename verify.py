@@ -54,7 +54,7 @@ from harness.math_answers import (  # noqa: E402
 from harness.programs import code_judge  # noqa: E402
 from harness.sandbox import Sandbox, attempt  # noqa: E402
 
-# Truths hold integers of any length; what could take long is done in a worker, whose time is bounded
+# Truths hold integers of any length; what could take long is done in a worker, in bounded time
 sys.set_int_max_str_digits(0)
 
 __all__ = [
