@@ -199,6 +199,7 @@ REWRITES = [(re.compile(old), new) for old, new in [
     (r"<=", r"\\le "),
     (r">=", r"\\ge "),
     (r"!=", r"\\ne "),
+    (r"^\s*\*\*([^*]+)\*\*\s*$", r"\1"),
     (r"\*\*", "^"),
     (r"\\varnothing(?![a-z])|\\\{\s*\\\}", r"\\emptyset "),
     (r"\\[cld]?dots[cbm]?(?![a-z])|\.\.\.", r"\\ldots "),
@@ -235,7 +236,7 @@ TEXT = re.compile(
     r"|,?\s*(?<![A-Za-z\\])(?:and|or)(?![A-Za-z])"
 )
 UNIT_LETTERS = "mgshNJWVAKCFTHL"
-BEHIND_NUMBER = re.compile(r"(?:[\d}]|\d\s*\\[dt]?frac\s*\{|\}\s*\{)\s*$")
+BEHIND_NUMBER = re.compile(r"(?:[\d}]|\d\s*\\[dt]?frac\s*\{|\}\s*\{|\}\s*(?:\\cdot|/))\s*$")
 
 # Colour, weight and size say nothing
 STYLED = re.compile(
@@ -566,46 +567,42 @@ def is_word(text):
 
 
 def without_or(text):
-    r"""\lor between intervals or inequalities is a union, between anything else a comma."""
+    r"""\lor between intervals or inequalities of one unknown is a union, between anything else a
+    comma."""
     parts = [part.rstrip(", ") for part in split_top(text, "\\lor")]
     if len(parts) > 1:
-        ranges = [as_interval(part) for part in parts]
-        if all(ranges):
-            return "\\cup ".join(ranges)
+        ranges = [as_range(meat(part)) for part in parts]
+        unknowns = {unknown for unknown, interval in ranges if unknown}
+        if len(unknowns) < 2 and all(interval for _, interval in ranges):
+            return "\\cup ".join(interval for _, interval in ranges)
     return ",".join(parts)
 
 
 VARIABLE = r"[A-Za-z](?:_\w)?|\\(?:theta|alpha|beta)"
-CHAIN = re.compile(rf"(.+?)(<|\\le)((?:{VARIABLE}))(<|\\le)(.+)")
-ONE_SIDED = re.compile(rf"((?:{VARIABLE}))(<|>|\\le|\\ge)(.+)")
+CHAIN = re.compile(rf"(.+?)(<|\\le)({VARIABLE})(<|\\le)(.+)")
+ONE_SIDED = re.compile(rf"({VARIABLE})(<|>|\\le|\\ge)(.+)")
 
 
-def as_interval(text):
-    r"""x\ge 7 as [7,\infty), 1<x\le 2 as (1,2], an interval or a union of some as it is; "" for
-    anything else."""
+def as_range(text):
+    r"""(unknown, interval) of x\ge 7, which is [7,\infty), of 1<x\le 2, which is (1,2], and of an
+    interval or a union of some, as they are; ("", "") of anything else."""
     pair = wrapped(text)
-    if is_union(text) or (
-        pair and pair[0] + pair[2] in ("()", "[]", "(]", "[)") and "," in pair[1]
-    ):
-        return text
-    text = re.sub(r"\\(le|ge)\s+", r"\\\1", squash(text))
-    text = (
-        re.sub(r"\\(le|ge)(?=[A-Za-z])", r"\\\1 ", text)
-        .replace("\\le ", "\\le")
-        .replace("\\ge ", "\\ge")
-    )
-    if "<" not in text and ">" not in text and "\\le" not in text and "\\ge" not in text:
-        return ""
-    chain = CHAIN.fullmatch(turned(text) if ">" in text or "\\ge" in text else text)
-    if chain and not RELATION.search(chain[1] + chain[5]):
-        left = "[" if chain[2] == "\\le" else "("
-        right = "]" if chain[4] == "\\le" else ")"
-        return f"{left}{chain[1]},{chain[5]}{right}"
+    is_interval = pair and pair[0] + pair[2] in ("()", "[]", "(]", "[)") and "," in pair[1]
+    if is_interval or is_union(text):
+        return "", text
+    if not RELATION.search(text):
+        return "", ""
+    text = re.sub(r"\\(le|ge)\s*", r"\\\1", squash(text))
     for side in (text, turned(text)):
+        chain = CHAIN.fullmatch(side)
+        if chain and not re.search(r"[<>]|\\[lgn]e", chain[1] + chain[5]):
+            left = "[" if chain[2] == "\\le" else "("
+            right = "]" if chain[4] == "\\le" else ")"
+            return chain[3], f"{left}{chain[1]},{chain[5]}{right}"
         match = ONE_SIDED.fullmatch(side)
-        if match and not RELATION.search(match[3]):
-            return half_line(match[2], match[3])
-    return ""
+        if match and not re.search(r"[<>]|\\[lgn]e", match[3]):
+            return match[1], half_line(match[2], match[3])
+    return "", ""
 
 
 def turned(text):
@@ -638,7 +635,8 @@ def meat(text):
 
 def items(text):
     r"""The members of a list, \pm written out; 1,234 is one number."""
-    parts = [text] if plain(text) else split_top(text, ",")
+    is_one = plain(text) or plain(units(text, plain)[0])
+    parts = [text] if is_one else split_top(text, ",")
     signed = []
     for part in parts:
         if re.search(r"\\(?:pm|mp)(?![a-z])", part) and not part.startswith("\\{"):
@@ -722,7 +720,7 @@ def same_union(gold, pred):
 
 def as_union(text):
     """With its inequalities as intervals, where it has some."""
-    return "\\cup ".join(as_interval(part) or part for part in split_top(text, "\\cup"))
+    return "\\cup ".join(as_range(part)[1] or part for part in split_top(text, "\\cup"))
 
 
 def same_shape(gold, pred):

@@ -48,17 +48,19 @@ SCALES = {
 # Words that may stand beside a unit and say nothing
 FILLERS = set(
     "of the a an in total altogether left remaining each long wide high tall deep away old "
-    "different distinct possible whole full from".split()
+    "different distinct possible whole full from more fewer additional extra".split()
 )
+BEYOND_THE_HEAD = ("of", "in", "from")  # pieces of candy are pieces
 # Words that make another answer of a number
 OTHERS = set(
     "or and not no none nor is are was were be if when where for some any all about approximately "
-    "roughly around maybe possibly perhaps probably wrong right correct incorrect more less fewer "
+    "roughly around maybe possibly perhaps probably wrong right correct incorrect less "
     "than least most over under above below up down plus minus times divided multiplied by mod "
     "modulo base factorial choose percent half halves third thirds quarter double triple twice "
     "thrice score answer option choice with without remainder to until but except only both "
     "either neither negative positive true false yes unknown undefined undetermined infinity "
-    "infinite sin cos tan log exp sqrt cot csc".split()
+    "infinite sin cos tan log exp sqrt cot csc "
+    "ones twos threes fours fives tens hundreds thousands millions billions trillions".split()
 )
 IRREGULAR = {
     "men": "man",
@@ -92,15 +94,16 @@ SINGLE = set("NJWVK")  # letters that are units without \text, behind a number a
 
 
 class Unit(NamedTuple):
-    """What is behind a number: what it measures (cm2, /s), other words (apple), and what the
-    number is multiplied by (million)."""
+    """What is behind a number: what it measures (cm2, /s), other words (red, apple), the one of
+    them that is counted (apple), and what the number is multiplied by (million)."""
 
     measures: frozenset
     words: frozenset
+    head: str
     scale: int
 
 
-NOTHING = Unit(frozenset(), frozenset(), 1)
+NOTHING = Unit(frozenset(), frozenset(), "", 1)
 
 
 def units(text, is_number):
@@ -135,6 +138,8 @@ def read_unit(written, in_text):
     measures, words, scale = [], [], 1
     below = ""  # "/" behind a slash or "per", for one measure
     power = ""  # of the next measure, behind "square"
+    head = ""
+    head_is_past = False
     for token in TOKENS.findall(written):
         word = token.rstrip(".")
         low = word.lower()
@@ -156,18 +161,19 @@ def read_unit(written, in_text):
         elif low in SCALES:
             scale *= SCALES[low]
         elif low in FILLERS and (low not in MEASURES or words or measures):
-            continue
+            head_is_past |= bool(head) and low in BEYOND_THE_HEAD
         elif measure_of(word, in_text):
             measures.append(below + raised(measure_of(word, in_text), power))
             below = power = ""
         elif is_noun(low, in_text) and not below:
             words.append(singular(low))
+            head = head if head_is_past else words[-1]
         else:
             return None
-    if below or (power and not measures and not words):
+    if below or not (measures or words or scale > 1):
         return None
     measured = frozenset(name for name in measures if not name.lstrip("/").startswith("unit"))
-    return Unit(measured, frozenset(words), scale)
+    return Unit(measured, frozenset(words), head, scale)
 
 
 def measure_of(word, in_text):
@@ -211,11 +217,14 @@ def singular(word):
 
 
 def one_unit(gold, pred):
-    """Whether two Units may be one: the same measures, and words of which one has all that the
-    other has; or one of the two says nothing."""
+    """Whether two Units may be one: the same measures, and the same thing that is counted, of which
+    one may say more (red apples are apples, apple trees are not); or one of the two says
+    nothing."""
     if not (gold.measures or gold.words) or not (pred.measures or pred.words):
         return True
     if gold.measures != pred.measures:
+        return False
+    if gold.head and pred.head and gold.head != pred.head:
         return False
     return gold.words <= pred.words or pred.words <= gold.words
 

@@ -976,7 +976,7 @@ def alive(pid):
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_workers_end_with_the_caller(tmp_path, how):
-    """The caller's main module is not imported again, and when the caller dies its workers and boxes
+    """The caller's main module is not imported again; when the caller dies its workers and boxes
     do: hung ones within their timeout plus 5 s (here: idle)."""
     script = tmp_path / "caller.py"
     script.write_text(CALLER.replace("v.submit(", "0 and v.submit("))
