@@ -116,6 +116,8 @@ def unmarked(line):
     """A line without what encloses it, a period at its end, and a remark: 13 (thirteen)."""
     if BOXES.search(line):
         return last_box(line) or line
+    if len(line) > 2000:  # too long for an answer, and for the loop below
+        return line
     text = line.strip()
     before = None
     while text != before:
