@@ -75,22 +75,26 @@ __all__ = [
 def math_judge(response, answer, style="boxed", quick=False):
     """(reward, reason). A list of truths holds alternatives; quick: None where plain numbers do not
     settle it."""
+    # The truths, tidied; there has to be one
     truths = answer if isinstance(answer, (list, tuple)) else [answer]
     texts = [str(truth) for truth in truths if truth is not None]
     golds = [tidy(last_box(text) or text) for text in texts]
     golds = [gold for gold in golds if gold]
     if not golds:
         return 0.0, "truth unparsable"
+    # The answer
     pred = find_answer(response, style)
     if not pred:
         return 0.0, "no answer found"
     if len(pred) > max(400, 2 * max(map(len, golds))):
         return 0.0, "too long"
+    # In the caller: short plain numbers only
     if quick:
         pred = pred if len(pred) > 60 else tidy(pred).removesuffix("\\text{dollar}")
         if len(pred) > 60 or not plain(pred) or not all(map(plain, golds)):
             return None
 
+    # Right where it is one of the truths
     pred = tidy(pred)
     reasons = []
     for gold in golds:
@@ -130,9 +134,11 @@ def worker_main(role, timeout, mode):
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     logging.disable(logging.CRITICAL)
     timeout = float(timeout)
+    # The pipe of replies, which nothing else writes to
     reply = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what a library prints is no reply
 
+    # What the work needs, before the first item
     sandbox = None
     ready = ["", ""]
     try:
@@ -225,12 +231,14 @@ class Verifier:
 
     def give(self, item):
         """In a thread: to its worker, which is killed when it is late and started when needed."""
+        # To the worker of this thread
         role = item[0].partition(":")[0]
         worker = getattr(self.mine, role, None) or self.spawn(role)
         line = json.dumps(item, default=str) + "\n"
         seconds = self.timeout
         if role == "code":
             seconds += 0.25  # it keeps its time itself
+        # Its answer, or its end
         try:
             return tuple(ask(worker, line, seconds))
         except TimeoutError:
@@ -245,6 +253,7 @@ class Verifier:
     def spawn(self, role):
         """A worker in its own session; it imports this file alone, never the caller's main module
         or torch."""
+        # An environment that neither changes Python nor hash orders
         env = {}
         for key, value in os.environ.items():
             if not key.startswith(("PYTHON", "LD_")):
@@ -253,6 +262,7 @@ class Verifier:
         env |= {"PYTHONHASHSEED": "0"}
         command = [sys.executable, os.path.abspath(__file__), "--worker", role]
         command += [str(self.timeout), self.sandbox]
+        # In a session of its own
         worker = subprocess.Popen(
             command,
             env=env,
@@ -262,6 +272,7 @@ class Verifier:
             start_new_session=True,
         )
         self.live.add(worker)
+        # What it says when it is ready
         state, said = attempt(ask, worker, "", 60) or ("dead", "")
         if state == "dead":
             raise RuntimeError("a verifier worker cannot start; to see why: " + " ".join(command))
@@ -344,6 +355,7 @@ def main(path):
         results = verdicts.result()
     seconds = time.monotonic() - start
 
+    # A line an item
     right = 0
     why = collections.Counter()
     for number, (item, (reward, reason)) in enumerate(zip(items, results, strict=True)):

@@ -55,16 +55,19 @@ class Tests(NamedTuple):
 
 def read_tests(truth):
     """The Tests of a row; Unreadable."""
+    # The row, from whatever stands around it
     row = as_object(truth)
     if isinstance(row, list):
         row = from_list(row)
     row = without_wrappers(row)
     if not isinstance(row, dict):
         raise Unreadable(f"{type(row).__name__} holds no tests")
+    # What a program may have
     limits = {
         "memory": int(row.get("memory_mb") or 1024) << 20,
         "seconds": seconds(row.get("time_limit") or 6),
     }
+    # What its tests are: from the forms that leave no doubt to those that do
     if "plus_input" in row:
         return Tests([], evalplus_job(row), limits)
     if any(row.get(key) for key in CODE):
@@ -123,16 +126,19 @@ def from_list(tests, outer=()):
 
     What kind of test they are is said by a type, or by the name of a function; all have to agree.
     """
+    # What they all have to have
     if not tests:
         raise Unreadable("no tests")
     if all(isinstance(test, str) for test in tests):
         return {"test": "\n".join(tests)}
     if not all(isinstance(test, dict) and "input" in test and "output" in test for test in tests):
         raise Unreadable("a test without input and output")
+    # What they have to agree in
     kinds = {kind_of(test) for test in tests}
     names = {function_name(test) for test in tests}
     if len(kinds) > 1 or len(names) > 1:
         raise Unreadable("tests of several kinds")
+    # The name may stand beside the list
     calls = kinds.pop()
     name = names.pop()
     if not name and calls is not False:
@@ -149,6 +155,7 @@ def kind_of(test):
     """Whether a test is a call: True, False, or None where it does not say."""
     if isinstance(test.get("calls"), bool):
         return test["calls"]
+    # By its type, in the words of the several sets
     said = test.get("testtype") or test.get("type") or test.get("call_type")
     if said in STDIN:
         return False
@@ -181,11 +188,13 @@ def defined_last(code):
         body = ast.parse(complete(code)).body
     except SyntaxError:
         return ""
+    # A class Solution, as on LeetCode
     for node in body:
         if isinstance(node, ast.ClassDef) and node.name == "Solution":
             methods = [item.name for item in node.body if isinstance(item, ast.FunctionDef)]
             public = [name for name in methods if not name.startswith("__")]
             return public[0] if len(public) == 1 else ""
+    # Or a function, behind its helpers
     functions = [node.name for node in body if isinstance(node, ast.FunctionDef)]
     return functions[-1] if functions else ""
 
@@ -203,6 +212,7 @@ def complete(code):
 
 def seconds(limit):
     """2, "2", "2.0 seconds", {"seconds": 2, "nanos": 0}; Unreadable."""
+    # Codeforces writes it as protocol buffers do
     if isinstance(limit, dict):
         return float(limit["seconds"]) + float(limit.get("nanos") or 0) / 1e9
     match = re.fullmatch(r"(\d+(?:\.\d+)?)(?: seconds?)?", str(limit))
@@ -228,6 +238,7 @@ def sides(row):
 def stdin_pairs(given, expected):
     """Pairs of texts. Unreadable where a side is not text, or the inputs are arguments of a call:
     nums = [3,3], target = 6."""
+    # A stdin that is written like arguments is taken for arguments
     pairs = [(as_text(side), as_text(other)) for side, other in zip(given, expected, strict=True)]
     if all(keywords(stdin) for stdin, _ in pairs):
         raise Unreadable("arguments of a function without a name")
@@ -252,6 +263,7 @@ def calls_job(row, given, expected):
     name = function_name(row)
     if not name:
         raise Unreadable("calls of a function without a name")
+    # One case a test, as the box will read it
     in_lines = isinstance(given[0], str)  # LiveCodeBench: a value in JSON on each line
     cases = []
     for side, other in zip(given, expected, strict=True):
@@ -261,6 +273,7 @@ def calls_job(row, given, expected):
             args = [number_keys(arg) for arg in args]
             want = [number_keys(w) for w in want] if isinstance(want, list) else number_keys(want)
         cases.append(json.dumps(pack([args, named, want])))
+    # TACO: maybe each value in a list of its own
     wrapped = not in_lines and all(isinstance(side, list) and len(side) == 1 for side in expected)
     return new_job(row, name) | {"cases": cases, "wrapped": wrapped}
 
@@ -279,6 +292,7 @@ def arguments(side):
         return side, {}
     if not isinstance(side, str):
         raise Unreadable(f"{type(side).__name__} as arguments")
+    # In a string: as a call has them, else a value a line
     named = keywords(side)
     if named:
         return [], named
@@ -289,6 +303,7 @@ def keywords(text):
     """{"nums": [3, 3], "target": 6} of "nums = [3,3], target = 6"; None of anything else."""
     if not re.match(r"\s*[A-Za-z_]\w*\s*=[^=]", text):
         return None
+    # Only literals are read, nothing is evaluated
     try:
         call = ast.parse(f"f({text.strip()})", mode="eval").body
         if call.args or not call.keywords:
@@ -312,6 +327,7 @@ def value(text):
 
 def code_job(row):
     """Tests that are code: functions that check a candidate, or asserts that name it."""
+    # The code, in its order
     parts = [row.get("test_imports"), row.get("test_setup_code")]
     parts += [row[key] for key in CODE if row.get(key)]
     lines = []
@@ -325,9 +341,11 @@ def code_job(row):
         tree = ast.parse(code)
     except (SyntaxError, ValueError) as error:
         raise Unreadable(f"tests that are no Python: {error}") from None
+    # Tests that can be failed
     if not any(can_fail(node) for node in ast.walk(tree)):
         raise Unreadable("tests that no program can fail")
     name = function_name(row) or defined_last(row.get("prompt") or "")
+    # The names in it that may be the program's
     uses = sorted({node.id for node in ast.walk(tree) if isinstance(node, ast.Name)})
     if not name and "candidate" in free_names(tree):
         raise Unreadable("tests of a candidate without a name")

@@ -46,6 +46,7 @@ def answer_of(response):
     """What a response gives as its answer: the last <answer>..</answer>, else its box, else all
     that follows its thoughts. Of thoughts that never end only a whole <answer>..</answer> counts:
     a prompt may have opened them."""
+    # Where it may stand
     text = after_thinking(response)
     if not text and "</answer>" in response.rpartition("<answer>")[2]:
         text = response
@@ -58,8 +59,10 @@ def answer_of(response):
 
 def expression(text):
     """An answer in the signs that `value_of` reads; its sides where it has an equals sign."""
+    # Signs, a letter for each
     text = text[: 4 * LONGEST].translate(SIGNS)
     text = LETTER_X.sub("*", text)
+    # Macros, and fractions
     if "\\" in text:
         for pattern, new in MACROS:
             text = pattern.sub(new, text)
@@ -67,6 +70,7 @@ def expression(text):
         while count:  # from the inside out
             text, count = FRAC.subn(r"((\1)/(\2))", text)
     text = text.replace("{", "(").replace("}", ")").strip()
+    # What encloses it, and the period of a sentence
     text = re.sub(r"^(\*\*|`+)(.*)\1$", r"\2", text)  # bold, code
     return re.sub(r"(?<=[\d)])\s*\.$", "", text).strip()
 
@@ -123,6 +127,7 @@ def countdown_judge(response, puzzle):
         return 0.0, "no answer found"
     if len(text) > LONGEST:
         return 0.0, "too long"
+    # Each side of =, one of which uses the numbers
     uses_all = False
     for side in text.split("="):
         used = []

@@ -60,12 +60,14 @@ def blocks(text, glued=False):
     found = []
     fence = None  # the open one
     for line in text.split("\n"):
+        # A quotation: its marks are no part of the lines
         if fence and fence.quoted:
             mark = QUOTE.match(line)
             if mark:
                 line = line[mark.end() :]
             else:  # the quotation has ended, and its block with it
                 fence = None
+        # Outside of a block, at its end, or in it
         if fence is None:
             fence = opening(line)
             if fence:
@@ -87,8 +89,10 @@ def opening(line):
         return None
     before = line[: match.start()]
     marks, tag = match[1], match[2].strip()
+    # At the beginning of a line, or of an item of a list
     if not before.strip() or LIST_MARKER.fullmatch(before):
         return Fence(marks, tag, columns(before), False)
+    # In a quotation
     quote = QUOTE.match(before)
     if quote:
         inner = opening(line[quote.end() :])
@@ -127,7 +131,9 @@ def last_program(text):
     """The program of a response, without its fence's indentation; "" where it has none."""
     text = text.replace("\r\n", "\n").replace("\r", "\n")
     found = blocks(text)
+    # By the rule
     program = last_tagged(found) or last_untagged(found)
+    # With closing fences behind code, where the rule finds no Python
     if not parsed(program):
         lenient = blocks(text, glued=True)
         other = last_tagged(lenient) or last_untagged(lenient)
@@ -174,6 +180,7 @@ def outdented(block):
     By CommonMark up to that many columns go from each line. Behind a list marker models often begin
     the lines at the margin; then only what all lines have in common may go.
     """
+    # By the rule, else by what all lines share
     text = "\n".join(outdent(line, block.width) for line in block.lines) + "\n"
     if block.width and not parsed(text):
         common = textwrap.dedent("\n".join(block.lines) + "\n")

@@ -5,7 +5,7 @@ Mathematical answers: where a response says its answer, and whether two answers 
     2  one spelling for one thing  tidy, squash
     3  plain numbers               plain, same_number
     4  structure                   same: lists, sets, tuples, intervals, unions, matrices, equations
-    5  units                       scalar: one number, word or expression against another
+    5  scalars                     scalar: one number, word or expression against another
     6  the library                 by_library: sympy and math-verify, behind guards
 
 Sections 1 to 3 take a time that is bounded by the length of their text: verify.py calls them where
@@ -46,12 +46,14 @@ def last_box(text):
     start = max(text.rfind("\\boxed"), text.rfind("\\fbox"), text.rfind("\\framebox"))
     if start < 0:
         return ""
+    # Without braces: the token that follows
     box = BOXES.match(text, start)
     if not box:
         return ""
     if text[box.end() : box.end() + 1] != "{":
         token = TOKEN.match(text, box.end())
         return token[0] if token else ""
+    # Up to the brace that closes it
     depth = 0
     for token in BRACES.finditer(text, box.end()):
         if token[0] == "{":
@@ -88,6 +90,7 @@ def find_answer(response, style):
         return last_box(text)
     if style == "answer":
         return answer_line(text)
+    # The last number; what a macro encloses counts, its own numbers do not
     found = ""
     for match in LAST_NUMBER.finditer(WRAPPING.sub(" ", text)):
         found = match[0]
@@ -97,11 +100,13 @@ def find_answer(response, style):
 def answer_line(text):
     """What stands behind the last "Answer:", or where that is nothing on the next line that holds
     something, without its marks of bold, code, quotation and mathematics."""
+    # The last of them
     found = None
     for match in ANSWER_LINE.finditer(text):
         found = match
     if not found:
         return ""
+    # The first line behind it that holds something
     for line in text[found.end() :].split("\n")[:20]:
         if line.strip().strip("*_`~ ") and line.strip() not in FENCES:
             return unmarked(line)
@@ -118,6 +123,7 @@ def unmarked(line):
         return last_box(line) or line
     if len(line) > 2000:  # too long for an answer, and for the loop below
         return line
+    # Mark after mark, from the outside
     text = line.strip()
     before = None
     while text != before:
@@ -127,6 +133,7 @@ def unmarked(line):
             inside = text[len(left) : -len(right)]
             if text.startswith(left) and text.endswith(right) and inside and left not in inside:
                 text = inside.strip()
+    # A remark in words
     remark = re.fullmatch(rf"(\$?{NUMERAL}\$?)\s*\(([A-Za-z]+(?:[ -][A-Za-z]+)*)\)", text)
     if remark and is_remark(remark[1].strip("$"), remark[2]):
         return remark[1].strip("$")
@@ -276,6 +283,7 @@ LETTERS = re.compile(r"(?<![A-Za-z\\])[A-Za-z]{2}")
 
 def tidy(text):
     """One spelling for spacing, sizing, macros and text."""
+    # Characters, styles, texts, names, and then macros
     text = "".join(UNICODE.get(char, char) for char in text)
     if "\\" in text:
         for _ in range(3):  # one style inside of another
@@ -290,6 +298,7 @@ def tidy(text):
 
 def unstyled(match):
     r"""What a match of STYLED is the style of, in braces where more than a token is raised."""
+    # What it encloses; a raised group of several tokens stays one
     group = "".join(match.groups(""))  # there is one at most
     inner = group[1:-1].strip()
     raised = match.string[match.end() : match.end() + 1] in ("^", "_")
@@ -310,6 +319,7 @@ def with_macros(text):
 def tidy_word(match):
     r"""A match of TEXT: "and" becomes a comma, "or" \lor, \text{x} the variable x (but m behind a
     number stays a unit), what has no letters itself, all else \text{..}."""
+    # What it says
     macro = match[1]
     inner = re.sub(r"~|\\[,;:! ]", " ", match[2] or "").strip()
     word = match[0].strip(" ,") if macro is None else inner.strip(" ,")
@@ -317,6 +327,7 @@ def tidy_word(match):
         return ","
     if word == "or":
         return "\\lor "
+    # A function, a letter, a number, or words
     if inner in FUNCTIONS and not macro.startswith("text"):
         return f"\\{inner} "
     if len(inner) == 1:
@@ -454,12 +465,15 @@ DOTTED = re.compile(r"([+-]?)(\d*)\.(\d*)\\dot\{?(\d)\}?(?:(\d*)\\dot\{?(\d)\}?)
 def repeating_value(text):
     r"""(value, False) of 0.1\overline{6}, 0.(3), 0.\dot{1}4\dot{2} and 0.333\ldots, where digits at
     the end have to be there three times, or a block of several twice; None of anything else."""
+    # A bar above, or brackets around, what repeats
     match = REPEATING.fullmatch(text)
     if match and not (match[5] and match[3]):  # 0.5(3) may be a product
         return repeated(match[1], match[2], match[3], match[4] or match[5])
+    # A dot above its first and last digit
     match = DOTTED.fullmatch(text)
     if match:
         return repeated(match[1], match[2], match[3], "".join(match.groups("")[3:]))
+    # Dots behind digits that repeat already
     match = DOTS.fullmatch(text)
     digits = match[3][:200] if match else ""
     for size in range(1, len(digits) // 2 + 1):
@@ -571,6 +585,7 @@ def is_word(text):
 def without_or(text):
     r"""\lor between intervals or inequalities of one unknown is a union, between anything else a
     comma."""
+    # Of one unknown, all of them ranges?
     parts = [part.rstrip(", ") for part in split_top(text, "\\lor")]
     if len(parts) > 1:
         ranges = [as_range(meat(part)) for part in parts]
@@ -588,6 +603,7 @@ ONE_SIDED = re.compile(rf"({VARIABLE})(<|>|\\le|\\ge)(.+)")
 def as_range(text):
     r"""(unknown, interval) of x\ge 7, which is [7,\infty), of 1<x\le 2, which is (1,2], and of an
     interval or a union of some, as they are; ("", "") of anything else."""
+    # An interval, a union of some, or an inequality
     pair = wrapped(text)
     is_interval = pair and pair[0] + pair[2] in ("()", "[]", "(]", "[)") and "," in pair[1]
     if is_interval or is_union(text):
@@ -595,6 +611,7 @@ def as_range(text):
     if not RELATION.search(text):
         return "", ""
     text = re.sub(r"\\(le|ge)\s*", r"\\\1", squash(text))
+    # From the left, or from the right
     for side in (text, turned(text)):
         chain = CHAIN.fullmatch(side)
         if chain and not re.search(r"[<>]|\\[lgn]e", chain[1] + chain[5]):
@@ -746,14 +763,17 @@ def same_sides(gold, pred):
     """Equations as equations; a value with a name, as in x=5, as the value; the rest as scalars."""
     g_name, g_sides = name_and_sides(gold)
     p_name, p_sides = name_and_sides(pred)
-    names_differ = g_name and p_name and g_name != p_name
-    whole = g_name and not p_name and len(p_sides) > 1  # y=-2x against 2x+y=0
+    # What something is, against its value
     if len(g_sides) == 1 and is_quantity(p_sides, g_sides[0]):
         return all(same(gold, side) for side in p_sides[1:])
     if is_total(g_sides) and len(p_sides) == 1:
         return same(g_sides[1], pred)
+    # Equations against equations
+    names_differ = g_name and p_name and g_name != p_name
+    whole = g_name and not p_name and len(p_sides) > 1  # y=-2x against 2x+y=0
     if (len(g_sides) > 1 and not g_name) or names_differ or whole:
         return gold.count("=") == pred.count("=") == 1 and by_library(gold, pred)
+    # A named value against a value
     if g_name or p_name or len(p_sides) > 1:
         return all(same(g_sides[-1], side) for side in p_sides)
     return scalar(gold, pred)
@@ -791,20 +811,23 @@ def letters(text):
     }
 
 
-# ==== 5. Units ==================================================================================
+# ==== 5. Scalars ================================================================================
 
 
 def scalar(gold, pred):
     """One number, word or expression against another."""
+    # Units
     g, g_unit = units(gold, plain)
     p, p_unit = units(pred, plain)
     if not one_unit(g_unit, p_unit):
         return False
+    # Numbers
     g_number, p_number = plain(g), plain(p)
     if g_number and p_number:
         return same_number(scaled(g_number, g_unit.scale), scaled(p_number, p_unit.scale))
     if g_unit.scale != p_unit.scale:
         return False
+    # Words, and expressions
     as_written = re.search(r"\\text|:|\d_", g + "\n" + p)
     if as_written or re.fullmatch(r"[A-Za-z][a-z]{3,}(?: [A-Za-z]+)*", g):
         return False  # words, times and numbers in a base are the same as strings only

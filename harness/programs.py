@@ -49,6 +49,7 @@ def code_judge(text, truth, sandbox, timeout):
     fails. Else 0.0 and why: truth unparsable, no answer found, too long, timeout, crashed, or ""
     for a wrong answer. Raises nothing."""
     deadline = time.monotonic() + timeout
+    # The tests and the program
     tests = attempt(read_tests, truth)
     if tests is None:
         return 0.0, "truth unparsable"
@@ -58,6 +59,7 @@ def code_judge(text, truth, sandbox, timeout):
     if len(program) > LONGEST:
         return 0.0, "too long"
     try:
+        # Calls and code, else stdin after stdin
         if tests.job:
             reason = sandbox.call(program, tests.job, tests.limits, deadline)
             return float(reason == ""), reason.replace("wrong", "")

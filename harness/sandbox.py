@@ -124,6 +124,7 @@ def seccomp(threads):
     number, architecture, first_argument = 0, 4, 16  # where they lie in what the filter sees
     allow, refuse, no_such_call, die = 0x7FFF0000, 0x50001, 0x50026, 0x80000000
 
+    # Another architecture has other numbers: none of it
     filter = [(load, architecture), (equal, 0xC000003E, 1), (answer, die), (load, number)]
     for call in allowed_calls():
         filter += [(equal, call, 0, 1), (answer, allow)]
@@ -134,6 +135,7 @@ def seccomp(threads):
     filter += [(equal, CLONE, 0, 3), (load, first_argument), (has_bits, thread_bit, 0, 1)]
     filter += [(answer, allow), (answer, refuse)]
 
+    # As the kernel wants it
     packed = b""
     for operation, constant, *jumps in filter:
         if_true, if_false = (*jumps, 0, 0)[:2]
@@ -297,6 +299,7 @@ def run_child(mode, readable, control, fds):
             child_main(mode, readable, fds)
         finally:
             os._exit(70)  # it raised
+    # Until it ends, or a message comes
     watch = os.pidfd_open(child)
     if watch not in select.select([watch, control], [], [])[0]:
         os.kill(child, signal.SIGKILL)
@@ -320,10 +323,12 @@ def child_main(mode, readable, fds):
         os.setresgid(job["uid"], job["uid"], job["uid"])
         os.setresuid(job["uid"], job["uid"], job["uid"])
     set_limits(job, mode)
+    # Last what forbids the rest
     if mode != "unsafe":
         libc(CAPSET, struct.pack("II", 0x20080522, 0), bytes(24))  # no capabilities
         seccomp(threads=mode == "namespaces")
 
+    # The program finds a fresh Python
     sys.argv = ["main.py"]
     sys.set_int_max_str_digits(0)  # a limit on time is set already
     builtins.exit = builtins.quit = sys.exit  # -S leaves them out
@@ -338,6 +343,7 @@ def child_main(mode, readable, fds):
 
 def take_places(fds):
     """stdin and stdout as given, no stderr, further ones from 3 on, and no other descriptor."""
+    # By way of high numbers, so that none is overwritten
     kept = [fds[1], fds[2], os.open(os.devnull, os.O_RDWR), *fds[3:]]
     for place, fd in enumerate(kept):
         os.dup2(fd, place + 20)
@@ -369,6 +375,7 @@ def set_limits(job, mode):
 def execute(job):
     """The program of a job, and what is to be done with it; its exit code."""
     role = job["role"]
+    # A module of its own
     module = types.ModuleType("__main__" if role == "run" else "solution")
     sys.modules["__main__"] = module
     names = vars(module)
@@ -405,9 +412,11 @@ def begin(job, names):
 def pack(value):
     """Plain data as JSON, tagged where JSON has no word for it; anything else is a TypeError.
     Arrays and scalars of numpy are lists and numbers."""
+    # Numpy, which the box itself does not import
     kind = type(value)
     if kind.__module__ == "numpy" and hasattr(value, "tolist"):
         return pack(value.tolist())
+    # Containers
     if isinstance(value, dict):
         return {"dict": [[pack(key), pack(member)] for key, member in value.items()]}
     if isinstance(value, list):
@@ -415,10 +424,12 @@ def pack(value):
     if isinstance(value, (tuple, set, frozenset)):
         tag = "tuple" if isinstance(value, tuple) else "set"
         return {tag: [pack(member) for member in value]}
+    # Numbers and texts; long integers in hexadecimal, which takes linear time
     if isinstance(value, int) and value.bit_length() > 64:
         return {"int": hex(value)}
     if isinstance(value, (bool, int, float, str, type(None))):
         return value
+    # What JSON has no word for
     if isinstance(value, bytes):
         return {"bytes": value.hex()}
     if isinstance(value, complex):
@@ -479,11 +490,13 @@ def serve(names):
 def find(names, path):
     """What a path of names leads to: from a class Solution that has the first of them, or from the
     program. A class on the way is instantiated."""
+    # Where it begins
     if hasattr(names.get("Solution"), path[0]):
         target = names["Solution"]
     else:
         target = names[path[0]]
         path = path[1:]
+    # Where it leads
     for name in path:
         if isinstance(target, type):
             target = target()
@@ -543,12 +556,14 @@ def equal(got, want, atol):
     exactly. Nothing but infinity is equal to infinity."""
     if got == want:
         return True
+    # Part by part
     if isinstance(got, (list, tuple)) and isinstance(want, (list, tuple)):
         if len(got) != len(want):
             return False
         return all(equal(g, w, atol) for g, w in zip(got, want, strict=True))
     if isinstance(got, dict) and isinstance(want, dict):
         return got.keys() == want.keys() and all(equal(got[key], want[key], atol) for key in want)
+    # Numbers of which one is a float
     if {type(got), type(want)} not in ({float}, {int, float}):
         return False
     if got != got or want != want:
@@ -560,6 +575,7 @@ def equal(got, want, atol):
 
 def check(names, job):
     """In the tests' box: write to descriptor 1 what the tests say, see `verdict`."""
+    # The link to the program, and the way out
     replies, calls = open(3), open(4, "w", buffering=1)
     link = (replies, calls, job["call_seconds"])
     out = os.dup(1)
@@ -570,11 +586,13 @@ def check(names, job):
 def verdict(names, job, link):
     """ "pass", "wrong", or a reason: "truth unparsable" where the tests themselves do not load,
     "crashed" where the program raised or ended, "too long" and "too large" where its values are."""
+    # What the tests need
     try:
         reference = load_tests(names, job, link)
         tests = compile(job["test"], "tests.py", "exec")
     except BaseException:
         return "truth unparsable"
+    # The tests themselves
     try:
         run_cases(names, job, Remote([job["entry"]], link), reference)
         exec(tests, names)
@@ -599,9 +617,11 @@ def load_tests(names, job, link):
     """Give the tests the names of the program that they use; the solution that says what is right,
     if the row has one."""
     entry = job["entry"]
+    # The solution of the row, under a name of ours
     exec(job["reference"], names)
     reference = names.pop(entry, None)
     names["Solution"] = Remote(["Solution"], link)
+    # Every name that nobody defines is the program's
     for name in job["uses"]:
         if name not in names and not hasattr(builtins, name):
             names[name] = Remote([name], link)
@@ -677,6 +697,7 @@ class Sandbox:
 
     def open_box(self):
         """A new box, which has said that it is ready. OSError, with what it says instead."""
+        # The process, with one end of a socket as its stdin
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         command = [sys.executable, "-I", "-S", "-X", "utf8", os.path.abspath(__file__)]
         command += ["--box", self.mode, sysconfig.get_path("purelib")]
@@ -684,6 +705,7 @@ class Sandbox:
         process = subprocess.Popen(command, env=ENVIRONMENT, stdin=theirs, **quiet)
         theirs.close()
         ours.settimeout(30)
+        # What it says when it has shut itself in
         answer = ""
         try:
             answer = ours.recv(4096).decode()
@@ -726,12 +748,14 @@ class Sandbox:
 
     def run(self, program, stdin, cap, limits, deadline):
         """(reason, output) of one program on one stdin."""
+        # The program, its output capped
         read, write = os.pipe()
         end = min(deadline, time.monotonic() + limits["seconds"])
         self.start("program", {"role": "run", "program": program, **limits}, stdin, write)
         output = drain(read, cap, end)
         too_long = len(output) > cap
         status = self.finish("program", 0 if too_long else end)
+        # Why its output does not count
         if too_long:
             return "too long", output
         if status in (None, -signal.SIGXCPU):
@@ -742,12 +766,14 @@ class Sandbox:
 
     def call(self, program, job, limits, deadline):
         """Run tests that are code: "" where they pass, else the reason, or "wrong"."""
+        # A pipe each for calls, values and the verdict
         ask_read, ask_write = os.pipe()
         answer_read, answer_write = os.pipe()
         verdict_read, verdict_write = os.pipe()
         served = {"role": "serve", "program": program, "memory": limits["memory"]}
         served |= {"prompt": job["prompt"], "entry": job["entry"]}
         served["seconds"] = max(0, deadline - time.monotonic())
+        # The program, which sees neither tests nor verdict
         silence = os.open(os.devnull, os.O_WRONLY)
         self.start("program", served, "", silence, ask_read, answer_write)
         # The tests' own time is all that is left: they wait for many calls
@@ -755,6 +781,7 @@ class Sandbox:
         tests["call_seconds"] = limits["seconds"]
         self.start("tests", tests, "", verdict_write, answer_read, ask_write)
 
+        # What the tests say, and how the two ended
         said = drain(verdict_read, 100, deadline).decode()
         late = (None, -signal.SIGALRM, -signal.SIGXCPU)
         tests_late = self.finish("tests", deadline) in late

@@ -111,10 +111,12 @@ def units(text, is_number):
     whether a text is a plain number: letters without \text are a unit behind such a one only."""
     text = TEXT_RATIO.sub(r"\1/\2", text)
     text = re.sub(r"(?<=\d)\s*\\Omega$", r"\\text{ohm}", text)
+    # What is behind the number
     match = UNITS.fullmatch(text)
     if not match or not re.search(r"\d|\\pi", match[1]):
         return text, NOTHING
     number, written = match.groups()
+    # A unit without \text is one under conditions
     in_text = written[0] in "\\^"
     if written.startswith("^\\circ") and TRIGONOMETRY.search(number):
         return text, NOTHING
@@ -131,6 +133,7 @@ def units(text, is_number):
 
 def read_unit(written, in_text):
     """The Unit that is written; None where some of it is none."""
+    # Words, slashes and powers alone
     written = written.replace("^\\circ", " degree ").replace("\\text", " ")
     written = re.sub(r"\\cdot\b|\*|·", " ", written)
     written = re.sub(r"\^\{(-?\d+)\}", r"^\1", written)
@@ -140,6 +143,7 @@ def read_unit(written, in_text):
     power = ""  # of the next measure, behind "square"
     head = ""
     head_is_past = False
+    # One token after the other
     for token in TOKENS.findall(written):
         word = token.rstrip(".")
         low = word.lower()
@@ -172,6 +176,7 @@ def read_unit(written, in_text):
             return None
     if below or not (measures or words or scale > 1):
         return None
+    # A bare "unit" measures nothing
     measured = frozenset(name for name in measures if not name.lstrip("/").startswith("unit"))
     return Unit(measured, frozenset(words), head, scale)
 
