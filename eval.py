@@ -64,7 +64,7 @@ from tqdm import tqdm
 
 import lad
 import verify
-from harness import benchmarks, codeforces, digest, judge, ranks, results
+from harness import benchmarks, codeforces, command, digest, judge, ranks, results
 from harness.data import find_model, is_chat, read_rows
 from harness.metrics import distinct_n, overlap, summarize, words
 from harness.metrics import pass_at_k as pass_at_k  # for whoever imports this file
@@ -874,29 +874,15 @@ def leave_at_interrupt(out):
     os._exit(130)
 
 
-@contextlib.contextmanager
-def quiet_when_unread():
-    """Nothing is said when who reads what is printed has enough: `| head`."""
-    try:
-        try:
-            yield
-        finally:
-            sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at the end
-        sys.exit(141)
-
-
 def main(argv):
-    with quiet_when_unread():
-        benches, templates = benchmarks.read_tables(SHARED)
-        args = parse(argv, benches)
-        try:
-            run(args, benches, templates)
-        except KeyboardInterrupt:
-            leave_at_interrupt(args.out)
+    benches, templates = benchmarks.read_tables(SHARED)
+    args = parse(argv, benches)
+    try:
+        run(args, benches, templates)
+    except KeyboardInterrupt:
+        leave_at_interrupt(args.out)
 
 
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    main(sys.argv[1:])
+    command.run(main)

@@ -86,12 +86,12 @@ import torch.nn.functional as F
 
 import baselines
 import verify
-from harness import checkpoint, tracking
+from harness import checkpoint, command, tracking
 from harness.data import draw, find_model, load_data, load_tokenizer
 from harness.metrics import pass_at_k
 from harness.ranks import all_reduce, claim, join, leave, leave_together, print0, rank, watch, world
 from harness.responses import count_distinct, response_texts
-from harness.settings import die, knob, one_line, read_settings, run_program
+from harness.settings import die, knob, one_line, read_settings
 
 # ==== 1. Config =================================================================================
 # This dataclass and baselines.Knobs, which it inherits, are the only home of a setting. Presets in
@@ -1705,7 +1705,5 @@ def is_due(step, every, last):
 
 
 if __name__ == "__main__":
-    try:
-        run_program(main)
-    except KeyboardInterrupt:  # while starting up; later, tracking.listen_for_signals has it
-        sys.exit(f"{Path(sys.argv[0]).name}: stopped while starting; nothing was trained")
+    # Ctrl-C while starting up; later, tracking.listen_for_signals has it
+    command.run(main, stopped="stopped while starting; nothing was trained")

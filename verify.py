@@ -12,22 +12,20 @@ number), code (the last Python block), countdown: the preset chooses.
 Reasons: "" (wrong), no answer found, too long, too large, timeout, crashed, truth unparsable; with
 a colon ("timeout: worker replaced") they are the verifier's own failures.
 
-How two answers are compared stands in harness/math_answers.py, how a program is run and judged in
-harness/programs.py and harness/sandbox.py. Work that is bounded is done where the caller is, all
-else in processes that are killed when they are late.
+How two answers are compared stands in harness/math_answers.py, what the program of a response is in
+harness/fences.py, how it is run and judged in harness/programs.py and harness/sandbox.py, puzzles
+in harness/countdown.py; all of it with examples in docs/verifiers.md. Work that is bounded is done
+where the caller is, all else in processes that are killed when they are late.
 
 Errors: ValueError for an unknown kind; RuntimeError where workers cannot start or code cannot be
 run safely.
 """
 
-import ast
 import collections
 import concurrent.futures
 import json
 import logging
-import operator
 import os
-import re
 import resource
 import select
 import signal
@@ -35,13 +33,13 @@ import subprocess
 import sys
 import threading
 import time
-from fractions import Fraction
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 if str(HERE) not in sys.path:  # python -I and PYTHONSAFEPATH leave out a script's own folder
     sys.path.insert(0, str(HERE))
 
+from harness.countdown import countdown_judge  # noqa: E402
 from harness.math_answers import (  # noqa: E402
     Unjudged,
     after_thinking,
@@ -55,6 +53,10 @@ from harness.math_answers import (  # noqa: E402
 )
 from harness.programs import code_judge  # noqa: E402
 from harness.sandbox import Sandbox, attempt  # noqa: E402
+from harness.settings import die, one_line  # noqa: E402
+
+# Truths hold integers of any length; what could take long is done in a worker, in bounded time
+sys.set_int_max_str_digits(0)
 
 __all__ = [
     "Verifier",
@@ -68,81 +70,35 @@ __all__ = [
     "tidy",
 ]
 
-# ==== 1. Countdown ==============================================================================
+# boxed is what math says by itself
+KINDS = ("math", "math:boxed", "math:answer", "math:number", "code", "countdown")
 
-OPERATORS = {
-    ast.Add: operator.add,
-    ast.Sub: operator.sub,
-    ast.Mult: operator.mul,
-    ast.Div: operator.truediv,
-}
-
-
-def countdown_value(node, used):
-    """Exact value of an expression of + - * / and integers, which are added to `used`; raises for
-    anything else."""
-    if isinstance(node, ast.BinOp) and type(node.op) in OPERATORS:
-        left = countdown_value(node.left, used)
-        right = countdown_value(node.right, used)
-        return OPERATORS[type(node.op)](left, right)
-    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
-        return -countdown_value(node.operand, used)
-    if isinstance(node, ast.Constant) and type(node.value) is int:
-        used.append(node.value)
-        return Fraction(node.value)
-    raise ValueError("outside the grammar")
-
-
-def countdown_judge(response, puzzle):
-    """(reward, reason) of the last <answer>..</answer>, else box, else all after thinking; "=
-    target" may follow."""
-    text = after_thinking(response)
-    if "<answer>" in text:
-        text = text.rpartition("<answer>")[2].partition("</answer>")[0]
-    elif "\\boxed" in text:
-        text = last_box(text)
-    text = re.sub(r"\\div|÷", "/", text)
-    text = re.sub(r"\\times|\\cdot|×", "*", text)
-    text, equals, right = text.strip().partition("=")
-    text = text.strip()
-    if not text:
-        return 0.0, "no answer found"
-    if len(text) > 200:  # bounded work, so it is done in the caller
-        return 0.0, "too long"
-    if equals and right.strip() != str(puzzle["target"]):
-        return 0.0, ""
-    if not re.fullmatch(r"[0-9+\-*/() ]+", text):
-        return 0.0, ""
-
-    used = []
-    try:
-        value = countdown_value(ast.parse(text, mode="eval").body, used)
-    except (ValueError, SyntaxError, ZeroDivisionError, RecursionError, MemoryError):
-        value = None
-    right = value == puzzle["target"] and sorted(used) == sorted(puzzle["numbers"])
-    return float(right), ""
-
-
-# ==== 2. One item ===============================================================================
+# ==== 1. One item ===============================================================================
 
 
 def math_judge(response, answer, style="boxed", quick=False):
     """(reward, reason). A list of truths holds alternatives; quick: None where plain numbers do not
     settle it."""
+    # The truths, tidied; there has to be one
     truths = answer if isinstance(answer, (list, tuple)) else [answer]
     texts = [str(truth) for truth in truths if truth is not None]
     golds = [tidy(last_box(text) or text) for text in texts]
     golds = [gold for gold in golds if gold]
     if not golds:
         return 0.0, "truth unparsable"
+    # The answer
     pred = find_answer(response, style)
     if not pred:
         return 0.0, "no answer found"
     if len(pred) > max(400, 2 * max(map(len, golds))):
         return 0.0, "too long"
-    if quick and not (len(pred) <= 60 and plain(tidy(pred)) and all(map(plain, golds))):
-        return None
+    # In the caller: short plain numbers only
+    if quick:
+        pred = pred if len(pred) > 60 else tidy(pred).removesuffix("\\text{dollar}")
+        if len(pred) > 60 or not plain(pred) or not all(map(plain, golds)):
+            return None
 
+    # Right where it is one of the truths
     pred = tidy(pred)
     reasons = []
     for gold in golds:
@@ -159,21 +115,19 @@ def math_judge(response, answer, style="boxed", quick=False):
 def judge(kind, response, truth, sandbox=None, timeout=None, quick=False):
     """(reward, reason), here and now; with quick, None where it is work for a worker. ValueError:
     an unknown kind."""
+    if kind not in KINDS:
+        raise ValueError(f"unknown kind {kind!r}: expected one of {', '.join(KINDS)}")
     name, _, style = kind.partition(":")
     if name == "countdown":
         return attempt(countdown_judge, response, truth) or (0.0, "truth unparsable")
-    if name == "math" and style in ("", "boxed", "answer", "number"):
+    if name == "math":
         return math_judge(response, truth, style or "boxed", quick)
-    if name == "code":
-        if quick:
-            return None
-        return code_judge(after_thinking(response), truth, sandbox, timeout)
-    raise ValueError(
-        f"unknown kind {kind!r}: expected math, math:answer, math:number, code or countdown"
-    )
+    if quick:
+        return None
+    return code_judge(after_thinking(response), truth, sandbox, timeout)
 
 
-# ==== 3. A worker ===============================================================================
+# ==== 2. A worker ===============================================================================
 
 
 def worker_main(role, timeout, mode):
@@ -182,9 +136,11 @@ def worker_main(role, timeout, mode):
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     logging.disable(logging.CRITICAL)
     timeout = float(timeout)
+    # The pipe of replies, which nothing else writes to
     reply = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what a library prints is no reply
 
+    # What the work needs, before the first item
     sandbox = None
     ready = ["", ""]
     try:
@@ -234,7 +190,7 @@ def end(worker):
         pass
 
 
-# ==== 4. The pool ===============================================================================
+# ==== 3. The pool ===============================================================================
 
 
 class Verifier:
@@ -277,12 +233,14 @@ class Verifier:
 
     def give(self, item):
         """In a thread: to its worker, which is killed when it is late and started when needed."""
+        # To the worker of this thread
         role = item[0].partition(":")[0]
         worker = getattr(self.mine, role, None) or self.spawn(role)
         line = json.dumps(item, default=str) + "\n"
         seconds = self.timeout
         if role == "code":
             seconds += 0.25  # it keeps its time itself
+        # Its answer, or its end
         try:
             return tuple(ask(worker, line, seconds))
         except TimeoutError:
@@ -297,6 +255,7 @@ class Verifier:
     def spawn(self, role):
         """A worker in its own session; it imports this file alone, never the caller's main module
         or torch."""
+        # An environment that neither changes Python nor hash orders
         env = {}
         for key, value in os.environ.items():
             if not key.startswith(("PYTHON", "LD_")):
@@ -305,6 +264,7 @@ class Verifier:
         env |= {"PYTHONHASHSEED": "0"}
         command = [sys.executable, os.path.abspath(__file__), "--worker", role]
         command += [str(self.timeout), self.sandbox]
+        # In a session of its own
         worker = subprocess.Popen(
             command,
             env=env,
@@ -314,6 +274,7 @@ class Verifier:
             start_new_session=True,
         )
         self.live.add(worker)
+        # What it says when it is ready
         state, said = attempt(ask, worker, "", 60) or ("dead", "")
         if state == "dead":
             raise RuntimeError("a verifier worker cannot start; to see why: " + " ".join(command))
@@ -349,7 +310,7 @@ class Verifier:
         self.close()
 
 
-# ==== 5. One function a kind, and the command ===================================================
+# ==== 4. One function a kind, and the command ===================================================
 
 ONE = Verifier(workers=1)
 
@@ -383,10 +344,44 @@ def progress(verifier, verdicts, total):
         time.sleep(0.1)
 
 
-def main(path):
-    """A line of output an item, then how many were right and why the others were not."""
-    with open(path) as file:
-        rows = [json.loads(line) for line in file]
+def read_items(path):
+    """The rows of a JSONL file and where each stands; one line of error where they cannot be
+    items."""
+    try:
+        with open(path, encoding="utf-8-sig") as file:
+            lines = file.read().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        die(f"{path}: {one_line(error)}")
+
+    rows = []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        where = f"{path}, line {number}"
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            die(f"{where}: not JSON ({one_line(error)})")
+        if not isinstance(row, dict) or not {"kind", "response", "truth"} <= row.keys():
+            die(f'{where}: an item is {{"kind": ..., "response": ..., "truth": ...}}')
+        if row["kind"] not in KINDS:
+            die(f"{where}: kind {row['kind']!r}; there are {', '.join(KINDS)}")
+        if not isinstance(row["response"], str):
+            die(f"{where}: the response has to be a string")
+        rows.append(row)
+    if not rows:
+        die(f"{path} has no items")
+    return rows
+
+
+def main(argv):
+    """A line of output an item, then how many were right and why the others were not. Where a row
+    has "want", the reward that it should get, exit code 1 says that one did not get it."""
+    from harness import command
+
+    parser = command.parser(__doc__)
+    parser.add_argument("file", help="JSONL, a line an item; docs/verifiers.md has examples")
+    rows = read_items(parser.parse_args(argv).file)
     items = [(row["kind"], row["response"], row["truth"]) for row in rows]
 
     start = time.monotonic()
@@ -396,24 +391,33 @@ def main(path):
         results = verdicts.result()
     seconds = time.monotonic() - start
 
-    right = 0
+    # A line an item
+    right = unwanted = 0
     why = collections.Counter()
-    for number, (item, (reward, reason)) in enumerate(zip(items, results, strict=True)):
-        print(f"{number:>7} {item[0]:<12} {reward:.0f} {reason}")
+    for number, (row, (reward, reason)) in enumerate(zip(rows, results, strict=True)):
+        line = f"{number:>7} {row['kind']:<12} {reward:.0f} {reason}"
+        if row.get("want", reward) != reward:
+            unwanted += 1
+            line += f"  <- wanted {row['want']}"
+        print(line)
         right += reward
         if not reward:
             why[reason or "wrong"] += 1
-    reasons = ", ".join(f"{count} {reason}" for reason, count in why.most_common())
-    print(
-        f"\n{len(items)} items, {right:.0f} right, {len(items) / seconds:.0f} a second; {reasons}",
-        file=sys.stderr,
-    )
+
+    # Their sum
+    said = [f"{len(items)} items, {right:.0f} right, {len(items) / seconds:.0f} a second"]
+    said += [f"{count} {reason}" for reason, count in why.most_common()]
+    if any("want" in row for row in rows):
+        said.append(f"{unwanted} not as wanted")
+    print("\n" + "; ".join(said), file=sys.stderr)
+    if unwanted:
+        sys.exit(1)
 
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--worker"]:
         worker_main(*sys.argv[2:])
-    elif len(sys.argv) == 2:
-        main(sys.argv[1])
     else:
-        sys.exit("usage: python verify.py FILE.jsonl")
+        from harness import command
+
+        command.run(main)

@@ -27,17 +27,17 @@ def refuse(message):
     die(f"{message}; --help lists the arguments")
 
 
-def run(main):
-    """main(argv), as a whole program."""
+def run(main, stopped="stopped"):
+    """main(argv), as a whole program; `stopped` is what it says at Ctrl-C."""
     try:
         try:
             main(sys.argv[1:])
-        finally:
+        finally:  # also of one that has left by SystemExit, as --help does
             sys.stdout.flush()
     except BrokenPipeError:
         # What the reader did not want is still in the buffer, which Python empties as it leaves
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(128 + signal.SIGPIPE)
     except KeyboardInterrupt:
-        print(f"{program()}: stopped", file=sys.stderr)
+        print(f"{program()}: {stopped}", file=sys.stderr)
         sys.exit(128 + signal.SIGINT)

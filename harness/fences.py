@@ -13,7 +13,8 @@ text on its line ("Code: ```python"), a closing one behind the last line of code
 is no Python otherwise, and a block inside of one that is not Python (a whole answer in a
 ```markdown block).
 
-The program is the last block whose tag is Python, else the last untagged one that is a program.
+The program is the last block whose tag is Python, else the last untagged one that is a program and
+not an example of data.
 """
 
 import ast
@@ -59,12 +60,14 @@ def blocks(text, glued=False):
     found = []
     fence = None  # the open one
     for line in text.split("\n"):
+        # A quotation: its marks are no part of the lines
         if fence and fence.quoted:
             mark = QUOTE.match(line)
             if mark:
                 line = line[mark.end() :]
             else:  # the quotation has ended, and its block with it
                 fence = None
+        # Outside of a block, at its end, or in it
         if fence is None:
             fence = opening(line)
             if fence:
@@ -86,14 +89,16 @@ def opening(line):
         return None
     before = line[: match.start()]
     marks, tag = match[1], match[2].strip()
+    # At the beginning of a line, or of an item of a list
     if not before.strip() or LIST_MARKER.fullmatch(before):
         return Fence(marks, tag, columns(before), False)
+    # In a quotation
     quote = QUOTE.match(before)
     if quote:
         inner = opening(line[quote.end() :])
         return inner and inner._replace(quoted=True)
-    # Behind text: not in the middle of `code`, and followed by one word at most
-    if marks[0] == "`" and before.count("`") % 2 == 0 and len(tag.split()) <= 1:
+    # Behind text: not in the middle of `code`, and with no more than a tag behind it
+    if marks[0] == "`" and before.count("`") % 2 == 0 and re.fullmatch(r"[\w+#.{}-]*", tag):
         return Fence(marks, tag, 0, False)
     return None
 
@@ -126,7 +131,9 @@ def last_program(text):
     """The program of a response, without its fence's indentation; "" where it has none."""
     text = text.replace("\r\n", "\n").replace("\r", "\n")
     found = blocks(text)
+    # By the rule
     program = last_tagged(found) or last_untagged(found)
+    # With closing fences behind code, where the rule finds no Python
     if not parsed(program):
         lenient = blocks(text, glued=True)
         other = last_tagged(lenient) or last_untagged(lenient)
@@ -151,11 +158,11 @@ def last_tagged(found):
 
 
 def last_untagged(found):
-    """The last block without a tag that is a program."""
-    for block in reversed(found):
-        if not block.tag:
-            program = outdented(block)
-            if is_program(program):
+    """The last block without a tag that is a program; else the last that at least sets a name."""
+    programs = [outdented(block) for block in reversed(found) if not block.tag]
+    for accepts in (acts, sets):
+        for program in programs:
+            if accepts(program):
                 return program
     return ""
 
@@ -173,6 +180,7 @@ def outdented(block):
     By CommonMark up to that many columns go from each line. Behind a list marker models often begin
     the lines at the margin; then only what all lines have in common may go.
     """
+    # By the rule, else by what all lines share
     text = "\n".join(outdent(line, block.width) for line in block.lines) + "\n"
     if block.width and not parsed(text):
         common = textwrap.dedent("\n".join(block.lines) + "\n")
@@ -201,17 +209,39 @@ def parsed(program):
         return None
 
 
-def is_program(text):
-    """Whether a text without a tag is a program, not an example of output: 7, YES and O(n) are
-    Python too, but do nothing."""
+STATEMENTS = (
+    ast.FunctionDef,
+    ast.AsyncFunctionDef,
+    ast.ClassDef,
+    ast.Import,
+    ast.ImportFrom,
+    ast.For,
+    ast.While,
+    ast.If,
+    ast.With,
+    ast.Try,
+)
+
+
+def acts(text):
+    """Whether a text without a tag is a program, not an example of data: 7, YES, O(n) and
+    nums = [3,3] are Python too, but do nothing."""
     tree = parsed(text)
     if tree is None:
         return False
-    return any(not isinstance(node, ast.Expr) or prints(node) for node in tree.body)
+    return any(isinstance(node, STATEMENTS) or prints(node) for node in tree.body)
+
+
+def sets(text):
+    """Whether it at least sets a name: f = lambda x: x."""
+    tree = parsed(text)
+    return tree is not None and any(isinstance(node, ast.Assign) for node in tree.body)
 
 
 def prints(statement):
     """Whether a bare expression calls print, or a method: sys.stdout.write."""
+    if not isinstance(statement, ast.Expr):
+        return False
     for node in ast.walk(statement):
         if isinstance(node, ast.Call):
             if isinstance(node.func, ast.Attribute) or getattr(node.func, "id", "") == "print":

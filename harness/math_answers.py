@@ -5,7 +5,7 @@ Mathematical answers: where a response says its answer, and whether two answers 
     2  one spelling for one thing  tidy, squash
     3  plain numbers               plain, same_number
     4  structure                   same: lists, sets, tuples, intervals, unions, matrices, equations
-    5  units                       scalar: one number, word or expression against another
+    5  scalars                     scalar: one number, word or expression against another
     6  the library                 by_library: sympy and math-verify, behind guards
 
 Sections 1 to 3 take a time that is bounded by the length of their text: verify.py calls them where
@@ -17,6 +17,8 @@ response says.
 import random
 import re
 from fractions import Fraction
+
+from harness.units import NOTHING, one_unit, scaled, units
 
 # ==== 1. The answer in a response ===============================================================
 
@@ -30,28 +32,54 @@ def after_thinking(response):
 
 
 BRACES = re.compile(r"\\.|[{}]", re.S)  # \{ and \} are characters, not groups
+BOXES = re.compile(r"\\(?:boxed|fbox|framebox)(?![A-Za-z])\s*")
+NUMERAL = r"-?\d[\d,]*(?:\.\d+)?"
+# What a box without braces holds; TeX would take the first digit alone
+TOKEN = re.compile(
+    rf"{NUMERAL}|\\[dtc]?frac\s*(?:\{{[^{{}}]*\}}|\d)\s*(?:\{{[^{{}}]*\}}|\d)|[A-Za-z]\b"
+)
 
 
 def last_box(text):
-    r"""Content of the last \boxed{} or \fbox{}, by brace matching; "" if it never closes."""
-    start = max(text.rfind("\\boxed"), text.rfind("\\fbox"))
+    r"""Content of the last \boxed{} or \fbox{}, by brace matching, or of \boxed 5; "" if it never
+    closes."""
+    start = max(text.rfind("\\boxed"), text.rfind("\\fbox"), text.rfind("\\framebox"))
     if start < 0:
         return ""
+    # Without braces: the token that follows
+    box = BOXES.match(text, start)
+    if not box:
+        return ""
+    if text[box.end() : box.end() + 1] != "{":
+        token = TOKEN.match(text, box.end())
+        return token[0] if token else ""
+    # Up to the brace that closes it
     depth = 0
-    for token in BRACES.finditer(text, start + 1):
+    for token in BRACES.finditer(text, box.end()):
         if token[0] == "{":
             depth += 1
         elif token[0] == "}":
             depth -= 1
             if depth == 0:
-                return text[start : token.start()].partition("{")[2].strip()
+                return text[box.end() + 1 : token.start()].strip()
     return ""
 
 
-STYLES = {
-    "answer": re.compile(r"(?i)\banswer\s*:[ \t*]*([^\n]+)"),
-    "number": re.compile(r"(?<![\w.])-?(?:\d[\d,]*\d|\d)(?:\.\d+)?(?:/\d+)?"),
-}
+MARKS = r"[*_`~\s]*"  # bold, italics, code
+ANSWER_LINE = re.compile(rf"(?i)\banswer{MARKS}[:：][ \t]*")
+FENCES = ("$$", "\\[", "\\]", "```", "$")  # lines that enclose a formula
+
+POWER_OF_TEN = r"(?:\s*(?:\\times|\\cdot|[×·*])\s*10\s*\^\s*\{?\s*[-−]?\d+\s*\}?)?"
+LAST_NUMBER = re.compile(
+    # not in the middle of a word, of an exponent or of a macro's braces, as in \frac{a}{2}
+    r"(?<![\w.^])(?<!(?<!\\)\{)(?<!\^[-−])"
+    r"[-−]?(?:"
+    r"(?:\d+\s*)?\\[dtc]?frac\s*(?:\{\s*[-−]?\d+\s*\}\s*\{\s*\d+\s*\}|\d\s*\d)"
+    r"|\d+ \d+/\d+"
+    rf"|(?:\d[\d,]*\d|\d)(?:\.\d+)?(?:[eE][+-]?\d+(?!\w))?(?:/\d+)?{POWER_OF_TEN}"
+    r"|\.\d+(?:[eE][+-]?\d+(?!\w))?)"
+)
+WRAPPING = re.compile(r"\\(?:boxed|fbox|text|textbf|mathbf|mathrm)\s*\{")
 
 
 def find_answer(response, style):
@@ -59,10 +87,87 @@ def find_answer(response, style):
     "Answer:" line), number (the last number)."""
     text = after_thinking(response)
     if style == "boxed":
-        found = [last_box(text)]
-    else:
-        found = STYLES[style].findall(text)
-    return found[-1].strip("* ") if found else ""
+        return last_box(text)
+    if style == "answer":
+        return answer_line(text)
+    # The last number; what a macro encloses counts, its own numbers do not
+    found = ""
+    for match in LAST_NUMBER.finditer(WRAPPING.sub(" ", text)):
+        found = match[0]
+    return found.replace("−", "-")
+
+
+def answer_line(text):
+    """What stands behind the last "Answer:", or where that is nothing on the next line that holds
+    something, without its marks of bold, code, quotation and mathematics."""
+    # The last of them
+    found = None
+    for match in ANSWER_LINE.finditer(text):
+        found = match
+    if not found:
+        return ""
+    # The first line behind it that holds something
+    for line in text[found.end() :].split("\n")[:20]:
+        if line.strip().strip("*_`~ ") and line.strip() not in FENCES:
+            return unmarked(line)
+    return ""
+
+
+QUOTED = [("**", "**"), ("*", "*"), ("__", "__"), ("_", "_"), ("`", "`"), ("$$", "$$"), ("$", "$")]
+QUOTED += [('"', '"'), ("'", "'"), ("“", "”"), ("\\(", "\\)"), ("\\[", "\\]"), ("「", "」")]
+
+
+def unmarked(line):
+    """A line without what encloses it, a period at its end, and a remark: 13 (thirteen)."""
+    if BOXES.search(line):
+        return last_box(line) or line
+    if len(line) > 2000:  # too long for an answer, and for the loop below
+        return line
+    # Mark after mark, from the outside
+    text = line.strip()
+    before = None
+    while text != before:
+        before = text
+        text = text.strip("*` \t").rstrip(".").strip()
+        for left, right in QUOTED:
+            inside = text[len(left) : -len(right)]
+            if text.startswith(left) and text.endswith(right) and inside and left not in inside:
+                text = inside.strip()
+    # A remark in words
+    remark = re.fullmatch(rf"(\$?{NUMERAL}\$?)\s*\(([A-Za-z]+(?:[ -][A-Za-z]+)*)\)", text)
+    if remark and is_remark(remark[1].strip("$"), remark[2]):
+        return remark[1].strip("$")
+    return text
+
+
+ONES = (
+    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen "
+    "sixteen seventeen eighteen nineteen"
+).split()
+TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
+
+
+def is_remark(number, words):
+    """Whether words in brackets behind a number say the same number, or a unit."""
+    parts = re.split(r"[ -]", words.lower())
+    if parts[0] in ONES + TENS:
+        return spoken(parts) == number.replace(",", "")
+    return units(f"{number}\\text{{{words}}}", plain)[1] != NOTHING
+
+
+def spoken(words):
+    """A number below a thousand in words, in digits; "" for anything else."""
+    total = 0
+    for word in words:
+        if word in ONES:
+            total += ONES.index(word)
+        elif word in TENS:
+            total += 10 * TENS.index(word) + 20
+        elif word == "hundred":
+            total *= 100
+        elif word != "and":
+            return ""
+    return str(total)
 
 
 # ==== 2. One spelling for one thing =============================================================
@@ -72,14 +177,22 @@ UNICODE = {
     "−": "-", "–": "-", "×": r"\times ", "·": r"\cdot ", "÷": "/", "π": r"\pi ", "∞": r"\infty ",
     "°": r"^\circ ", "≤": r"\le ", "≥": r"\ge ", "≠": r"\ne ", "∪": r"\cup ", "∈": r"\in ",
     "√": r"\sqrt ", "²": "^2", "³": "^3", "½": r"\frac12", "∅": r"\emptyset ", "±": r"\pm ",
-    "≈": r"\approx ", "…": r"\ldots ", "％": "%",
+    "≈": r"\approx ", "…": r"\ldots ", "％": "%", "⋅": r"\cdot ", "＝": "=", "∨": r"\lor ",
+    "θ": r"\theta ", "α": r"\alpha ", "β": r"\beta ", "€": r"\text{euro}", "£": r"\text{sterling}",
 }
 
+PAREN = r"\((?:[^()]|\((?:[^()]|\((?:[^()]|\([^()]*\))*\))*\))*\)"  # brackets, four deep
 GROUP = r"\{(?:[^{}]|\{(?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*\})*\}"  # braces, four deep
+
+POWERED = "sin|cos|tan|cot|sec|csc|ln|log|arcsin|arccos|arctan|sinh|cosh|tanh"
+INNER = PAREN[2:-2]
 
 REWRITES = [(re.compile(old), new) for old, new in [
     # digits grouped by {,} and by ,\!
     (r"(?<=\d)(?:\{,\}|,\\!)\s*(?=\d{3})", ""),
+    # dollars are a unit, dollar signs around a formula are not
+    (r"\\\$\s*(\d[\d,]*(?:\.\d+)?|\.\d+)", r"\1\\text{dollar}"),
+    (r"\\text\{(euro|sterling)\}\s*(\d[\d,]*(?:\.\d+)?)", r"\2\\text{\1}"),
     (r"\\(?:left|right)\s*\.", ""),
     # size, spacing, dollar signs
     (r"\\(?:left|right|[bB]igg?[lrm]?|displaystyle|textstyle|limits|phantom)(?![A-Za-z])", ""),
@@ -95,15 +208,24 @@ REWRITES = [(re.compile(old), new) for old, new in [
     (r"<=", r"\\le "),
     (r">=", r"\\ge "),
     (r"!=", r"\\ne "),
+    (r"^\s*\*\*([^*]+)\*\*\s*$", r"\1"),
     (r"\*\*", "^"),
     (r"\\varnothing(?![a-z])|\\\{\s*\\\}", r"\\emptyset "),
     (r"\\[cld]?dots[cbm]?(?![a-z])|\.\.\.", r"\\ldots "),
+    (r"\\(?:lor|vee)(?![a-z])", r"\\lor "),
+    (r"\\bar\s*(?=[{\d])", r"\\overline"),
+    (r"\\overline\s*(\d)", r"\\overline{\1}"),
     (r"\\%|\bper ?cent(?:age)?\b|\bpct\b|\\text\{\s*percent\s*\}", "%"),
-    (r"\^\s*\{?\s*\\(?:circ|degree)\s*\}?\s*(?:[CF](?![A-Za-z]))?", r"^\\circ "),
+    (r"\^\s*\{?\s*\\(?:circ|degree)\s*\}?\s*C(?![A-Za-z])", r"^\\circ \\text{celsius}"),
+    (r"\^\s*\{?\s*\\(?:circ|degree)\s*\}?\s*F(?![A-Za-z])", r"^\\circ \\text{fahrenheit}"),
+    (r"\^\s*\{?\s*\\(?:circ|degree)\s*\}?\s*", r"^\\circ "),
     # braces where TeX would take one token, or a person writes none
-    (r"\^\s*\(([^()]*)\)", r"^{\1}"),
+    (rf"\\exp\s*({PAREN})", r"e^\1"),
+    (rf"(\\(?:{POWERED})\s*{PAREN})\s*(\^\s*(?:\{{[^{{}}]*\}}|\w))", r"(\1)\2"),
+    (rf"\^\s*\(({INNER})\)", r"^{\1}"),
     (r"\^\s*(-\d+)", r"^{\1}"),
-    (r"\\?sqrt\s*\(([^()]*)\)", r"\\sqrt{\1}"),
+    (rf"\\?sqrt\s*\(({INNER})\)", r"\\sqrt{\1}"),
+    (rf"\\?sqrt\s*\(({INNER})\)", r"\\sqrt{\1}"),  # one inside of another
     (r"\\(frac|sqrt|d?binom)\s*(\d|\\pi|[A-Za-z](?![A-Za-z]))", r"\\\1{\2}"),
     (rf"(\\(?:frac|binom)\s*{GROUP})\s*(\d|\\pi|[A-Za-z])", r"\1{\2}"),
     # the end of a sentence, the comma that "and" leaves behind one
@@ -118,30 +240,101 @@ FUNCTIONS = (
     "max min gcd lcm det"
 ).split()
 TEXT = re.compile(
-    r"\\(text(?:bf|it|rm|sf|normal)?|mbox|math(?:rm|bf|it|sf)|operatorname\*?)\s*\{([^{}]*)\}"
+    r"\\(text(?:bf|it|rm|sf|tt|sc|up|md|sl|normal)?|mbox|hbox|emph"
+    r"|math(?:rm|bf|it|sf|tt|normal)|operatorname\*?)\s*\{([^{}]*)\}"
     r"|,?\s*(?<![A-Za-z\\])(?:and|or)(?![A-Za-z])"
 )
+UNIT_LETTERS = "mgshNJWVAKCFTHL"
+BEHIND_NUMBER = re.compile(r"(?:[\d}]|\d\s*\\[dt]?frac\s*\{|\}\s*\{|\}\s*(?:\\cdot|/))\s*$")
+
+# Colour, weight and size say nothing
+STYLED = re.compile(
+    rf"\\(?:boldsymbol|bm|pmb|underline|uline|ensuremath|mathord|mathstrut)(?![A-Za-z])\s*({GROUP})?"
+    rf"|\\(?:(?:math|text)(?:bf|it|sf|tt|rm|normal)|emph)\s*(?=\{{[^{{}}]*\{{)({GROUP})"
+    r"|\\(?:text)?color\s*(?:\[[^\]]*\])?\s*\{[^{}]*\}"
+    rf"\s*({GROUP})?"
+    rf"|\\f?colorbox\s*(?:\{{[^{{}}]*\}}){{1,2}}\s*({GROUP})"
+    r"|\\(?:tiny|scriptsize|footnotesize|small|normalsize|large|Large|LARGE|huge|Huge"
+    r"|bf|it|rm|sf|tt|em|bfseries|itshape|boldmath|unboldmath)(?![A-Za-z])"
+    r"|\\math(?:bf|rm|it|sf|tt|normal)\s*(?=[\d\\-])"
+)
+
+# Functions and constants without a backslash, as people type them
+CALLED = "arcsin|arccos|arctan|sinh|cosh|tanh|sin|cos|tan|cot|csc|ln|log|exp"
+TYPED = [
+    (re.compile(old), new)
+    for old, new in [
+        (r"(?<![A-Za-z\\])a(sin|cos|tan)(?=\s*\()", r"\\arc\1"),
+        (r"(?<![A-Za-z\\])(sec|max|min|gcd|lcm|det)(?=\s*\()", r"\\\1"),
+        (r"(?<![A-Za-z\\])log(\d+)(?=\s*\()", r"\\log_{\1}"),
+        (
+            rf"(?<![A-Za-z\\])(?:([xtn])\s*)?({CALLED})(?=\s*[(^_{{\\]|\s*\d|\s*[a-z](?![a-z])|\s+pi\b|pi\b)",
+            r"\1\\\2 ",
+        ),
+        (r"(?<![A-Za-z\\])sqrt(?=\s*[\d({\\a-z])", r"\\sqrt "),
+        (r"(?<![A-Za-z\\])abs\s*\(([^()]*)\)", r"|\1|"),
+        (r"(?<![A-Za-z\\])pi(?![A-Za-z])", r"\\pi "),
+        (r"(?<![A-Za-z\\])(?:[Ii]nfinity|infty|inf|oo)(?![A-Za-z])", r"\\infty "),
+        (r"(?<![A-Za-z\\])(theta|alpha|beta|phi|lambda|omega)(?![A-Za-z])", r"\\\1 "),
+    ]
+]
+LETTERS = re.compile(r"(?<![A-Za-z\\])[A-Za-z]{2}")
 
 
 def tidy(text):
     """One spelling for spacing, sizing, macros and text."""
+    # Characters, styles, texts, names, and then macros
     text = "".join(UNICODE.get(char, char) for char in text)
+    if "\\" in text:
+        for _ in range(3):  # one style inside of another
+            text = STYLED.sub(unstyled, text)
     text = TEXT.sub(tidy_word, text)
+    if LETTERS.search(text):
+        text = "".join(map(with_macros, re.split(r"(\\text\{[^{}]*\})", text)))
     for pattern, new in REWRITES:
         text = pattern.sub(new, text)
     return text.strip()
 
 
+def unstyled(match):
+    r"""What a match of STYLED is the style of, in braces where more than a token is raised."""
+    # What it encloses; a raised group of several tokens stays one
+    group = "".join(match.groups(""))  # there is one at most
+    inner = group[1:-1].strip()
+    raised = match.string[match.end() : match.end() + 1] in ("^", "_")
+    if raised and len(inner) > 1:
+        return f"{{{inner}}}"
+    return f" {inner}"
+
+
+def with_macros(text):
+    r"""A part without \text, its functions and constants with a backslash."""
+    if text.startswith("\\text{") or not LETTERS.search(text):
+        return text
+    for pattern, new in TYPED:
+        text = pattern.sub(new, text)
+    return text
+
+
 def tidy_word(match):
-    r"""A match of TEXT: "and" and "or" become a comma, \text{x} the variable x, all else
-    \text{..}."""
+    r"""A match of TEXT: "and" becomes a comma, "or" \lor, \text{x} the variable x (but m behind a
+    number stays a unit), what has no letters itself, all else \text{..}."""
+    # What it says
     macro = match[1]
-    inner = (match[2] or "").strip()
-    if macro is None or inner.strip(" ,") in ("and", "or"):
+    inner = re.sub(r"~|\\[,;:! ]", " ", match[2] or "").strip()
+    word = match[0].strip(" ,") if macro is None else inner.strip(" ,")
+    if word == "and":
         return ","
+    if word == "or":
+        return "\\lor "
+    # A function, a letter, a number, or words
     if inner in FUNCTIONS and not macro.startswith("text"):
         return f"\\{inner} "
     if len(inner) == 1:
+        behind = BEHIND_NUMBER.search(match.string[: match.start()][-20:])
+        if not (behind and inner in UNIT_LETTERS):
+            return f" {inner} "
+    if not re.search(r"[A-Za-z]", inner):
         return f" {inner} "
     return f"\\text{{{inner}}}"
 
@@ -216,8 +409,9 @@ FRACTION = re.compile(
 
 
 def plain(text):
-    """(value, written as a decimal?, percent?) of an integer, decimal, fraction, mixed number or
-    a.b x 10^n; None of anything else. The value is a Fraction: nothing is rounded."""
+    """(value, written as a decimal?, percent?) of an integer, decimal, fraction, mixed number,
+    repeating decimal or a.b x 10^n; None of anything else. The value is a Fraction: nothing is
+    rounded."""
     if len(text) > 1000:
         return None
     percent = text.endswith("%")
@@ -226,7 +420,11 @@ def plain(text):
     if text.startswith("10^"):
         text = "1*" + text
 
-    found = decimal_value(DECIMAL.fullmatch(text)) or fraction_value(FRACTION.fullmatch(text))
+    found = (
+        decimal_value(DECIMAL.fullmatch(text))
+        or fraction_value(FRACTION.fullmatch(text))
+        or repeating_value(text)
+    )
     if found is None:
         return None
     value, decimal = found
@@ -259,6 +457,40 @@ def fraction_value(match):
     return (-value if match[1] == "-" else value), False
 
 
+REPEATING = re.compile(r"([+-]?)(\d*)\.(\d*)(?:\\overline\{(\d+)\}|\((\d+)\))")
+DOTS = re.compile(r"([+-]?)(\d*)\.(\d+)\s*\\ldots\s*(?:\\overline\{\d+\})?")
+DOTTED = re.compile(r"([+-]?)(\d*)\.(\d*)\\dot\{?(\d)\}?(?:(\d*)\\dot\{?(\d)\}?)?")
+
+
+def repeating_value(text):
+    r"""(value, False) of 0.1\overline{6}, 0.(3), 0.\dot{1}4\dot{2} and 0.333\ldots, where digits at
+    the end have to be there three times, or a block of several twice; None of anything else."""
+    # A bar above, or brackets around, what repeats
+    match = REPEATING.fullmatch(text)
+    if match and not (match[5] and match[3]):  # 0.5(3) may be a product
+        return repeated(match[1], match[2], match[3], match[4] or match[5])
+    # A dot above its first and last digit
+    match = DOTTED.fullmatch(text)
+    if match:
+        return repeated(match[1], match[2], match[3], "".join(match.groups("")[3:]))
+    # Dots behind digits that repeat already
+    match = DOTS.fullmatch(text)
+    digits = match[3][:200] if match else ""
+    for size in range(1, len(digits) // 2 + 1):
+        block = digits[-size:]
+        if digits.endswith(block * (3 if size == 1 else 2)):
+            return repeated(match[1], match[2], digits, block)
+    return None
+
+
+def repeated(sign, whole, fixed, block):
+    """(value, False) of whole.fixed, then the block without end."""
+    places = len(fixed)
+    value = int(whole or "0") + Fraction(int(fixed or "0"), 10**places)
+    value += Fraction(int(block), (10 ** len(block) - 1) * 10**places)
+    return (-value if sign == "-" else value), False
+
+
 def near(a, b):
     """To six places and four figures."""
     difference = abs(a - b)
@@ -272,13 +504,15 @@ def endless(x):
 
 def same_number(gold, pred):
     """Whether two numbers, as `plain` reads them, are one. 28% takes 28%, 28, 0.28; 0.28 takes 28%;
-    5 neither 5% nor 500%; 1/3 takes 0.333333, which no decimal can equal."""
+    10 takes 10%, as in the data sets' own rules, but neither 1000% nor 0.1; 1/3 takes 0.333333,
+    which no decimal can equal."""
     g, g_decimal, g_percent = gold
     p, p_decimal, p_percent = pred
     if g_percent:
         return p == g or (not p_percent and 100 * p == g)
     if p_percent:
-        return g.denominator != 1 and p == 100 * g
+        is_share = g.denominator != 1 and p == 100 * g
+        return is_share or (abs(g) >= 1 and p == g)
     if g == p:
         return True
     rounded = (p_decimal and endless(g)) or (g_decimal and endless(p))
@@ -310,6 +544,8 @@ def same(gold, pred):
     """
     if squash(gold) == squash(pred) or same_text(gold, pred):
         return True
+    if "\\lor" in gold + pred:
+        gold, pred = without_or(gold), without_or(pred)
     gold, pred = meat(gold), meat(pred)
     if squash(gold) == squash(pred):
         return True
@@ -326,12 +562,80 @@ def same(gold, pred):
     return same_shape(gold, pred)
 
 
+KNOWN_WORDS = ("yes", "no", "true", "false", "none", "east", "west", "north", "south")
+
+
 def same_text(gold, pred):
-    r"""Words, where one of the two has \text: whatever the case, with or without it."""
-    if "\\text" not in gold + pred:
+    r"""Words: whatever the case, with or without \text. Letters alone are the names of things: AB
+    is not ab."""
+    both = gold + pred
+    g, p = (squash(re.sub(r"\\text\{([^{}]*)\}", r"\1", text)).strip(".") for text in (gold, pred))
+    if g.casefold() != p.casefold() or not g:
         return False
-    g, p = (squash(re.sub(r"\\text\{([^{}]*)\}", r"\1", text)) for text in (gold, pred))
-    return g.strip(".").casefold() == p.strip(".").casefold() != ""
+    return "\\text" in both or (is_word(g) and is_word(p))
+
+
+def is_word(text):
+    """Yes, even, Monday, TRUE; not AB, x or ABC."""
+    if text.casefold() in KNOWN_WORDS:
+        return True
+    return bool(re.fullmatch(r"[A-Za-z][a-z]{2,}", text) and re.search(r"(?i)[aeiou]", text))
+
+
+def without_or(text):
+    r"""\lor between intervals or inequalities of one unknown is a union, between anything else a
+    comma."""
+    # Of one unknown, all of them ranges?
+    parts = [part.rstrip(", ") for part in split_top(text, "\\lor")]
+    if len(parts) > 1:
+        ranges = [as_range(meat(part)) for part in parts]
+        unknowns = {unknown for unknown, interval in ranges if unknown}
+        if len(unknowns) < 2 and all(interval for _, interval in ranges):
+            return "\\cup ".join(interval for _, interval in ranges)
+    return ",".join(parts)
+
+
+VARIABLE = r"[A-Za-z](?:_\w)?|\\(?:theta|alpha|beta)"
+CHAIN = re.compile(rf"(.+?)(<|\\le)({VARIABLE})(<|\\le)(.+)")
+ONE_SIDED = re.compile(rf"({VARIABLE})(<|>|\\le|\\ge)(.+)")
+
+
+def as_range(text):
+    r"""(unknown, interval) of x\ge 7, which is [7,\infty), of 1<x\le 2, which is (1,2], and of an
+    interval or a union of some, as they are; ("", "") of anything else."""
+    # An interval, a union of some, or an inequality
+    pair = wrapped(text)
+    is_interval = pair and pair[0] + pair[2] in ("()", "[]", "(]", "[)") and "," in pair[1]
+    if is_interval or is_union(text):
+        return "", text
+    if not RELATION.search(text):
+        return "", ""
+    text = re.sub(r"\\(le|ge)\s*", r"\\\1", squash(text))
+    # From the left, or from the right
+    for side in (text, turned(text)):
+        chain = CHAIN.fullmatch(side)
+        if chain and not re.search(r"[<>]|\\[lgn]e", chain[1] + chain[5]):
+            left = "[" if chain[2] == "\\le" else "("
+            right = "]" if chain[4] == "\\le" else ")"
+            return chain[3], f"{left}{chain[1]},{chain[5]}{right}"
+        match = ONE_SIDED.fullmatch(side)
+        if match and not re.search(r"[<>]|\\[lgn]e", match[3]):
+            return match[1], half_line(match[2], match[3])
+    return "", ""
+
+
+def turned(text):
+    """An inequality read from the right: 7<x is x>7."""
+    parts = re.split(r"(<|>|\\le|\\ge)", text)
+    swap = {"<": ">", ">": "<", "\\le": "\\ge", "\\ge": "\\le"}
+    return "".join(swap.get(part, part) for part in reversed(parts))
+
+
+def half_line(relation, end):
+    """The interval of a one-sided inequality."""
+    if relation in ("<", "\\le"):
+        return f"(-\\infty,{end}" + ("]" if relation == "\\le" else ")")
+    return ("[" if relation == "\\ge" else "(") + f"{end},\\infty)"
 
 
 def meat(text):
@@ -350,7 +654,8 @@ def meat(text):
 
 def items(text):
     r"""The members of a list, \pm written out; 1,234 is one number."""
-    parts = [text] if plain(text) else split_top(text, ",")
+    is_one = plain(text) or plain(units(text, plain)[0])
+    parts = [text] if is_one else split_top(text, ",")
     signed = []
     for part in parts:
         if re.search(r"\\(?:pm|mp)(?![a-z])", part) and not part.startswith("\\{"):
@@ -428,7 +733,13 @@ def is_union(text):
 
 def same_union(gold, pred):
     """Unions of the same parts, in any order."""
+    gold, pred = as_union(gold), as_union(pred)
     return in_any_order(split_top(gold, "\\cup"), split_top(pred, "\\cup"))
+
+
+def as_union(text):
+    """With its inequalities as intervals, where it has some."""
+    return "\\cup ".join(as_range(part)[1] or part for part in split_top(text, "\\cup"))
 
 
 def same_shape(gold, pred):
@@ -452,10 +763,17 @@ def same_sides(gold, pred):
     """Equations as equations; a value with a name, as in x=5, as the value; the rest as scalars."""
     g_name, g_sides = name_and_sides(gold)
     p_name, p_sides = name_and_sides(pred)
+    # What something is, against its value
+    if len(g_sides) == 1 and is_quantity(p_sides, g_sides[0]):
+        return all(same(gold, side) for side in p_sides[1:])
+    if is_total(g_sides) and len(p_sides) == 1:
+        return same(g_sides[1], pred)
+    # Equations against equations
     names_differ = g_name and p_name and g_name != p_name
     whole = g_name and not p_name and len(p_sides) > 1  # y=-2x against 2x+y=0
     if (len(g_sides) > 1 and not g_name) or names_differ or whole:
         return gold.count("=") == pred.count("=") == 1 and by_library(gold, pred)
+    # A named value against a value
     if g_name or p_name or len(p_sides) > 1:
         return all(same(g_sides[-1], side) for side in p_sides)
     return scalar(gold, pred)
@@ -469,67 +787,47 @@ def name_and_sides(text):
     return "", sides
 
 
-# ==== 5. Units ==================================================================================
-
-# Spellings of one measure in a row; the first of them stands for all
-# fmt: off
-SPELLINGS = [row.split() for row in [
-    "cm centimeter centimeters", "mm millimeter millimeters", "m meter meters metre metres",
-    "km kilometer kilometers", "in inch inches", "ft foot feet", "yd yard yards", "mi mile miles",
-    "g gram grams", "kg kilogram kilograms", "s sec second seconds", "min minute minutes",
-    "h hr hour hours", "day days", "week weeks", "month months", "yr year years",
-    "$ dollar dollars usd", "cent cents", "euro euros", "mph", "gallon gallons", "liter liters",
-    "acre acres", "lb pound pounds", "2 square sq squared", "3 cubic cu cubed",
-    "deg degree degrees", "rad radian radians",
-    "unit units point points people way ways student students value values ordered pair pairs "
-    "integer integers solution solutions",
-]]
-# fmt: on
-MEASURES = {name: names[0] for names in SPELLINGS for name in names}
-UNITS = re.compile(
-    r"(.*?)\s*(\^\\circ|(?:\\text\{[^{}\d]*\}(?:\^\{?-?\d+\}?)?\s*)+"
-    r"|(?<=[\d}%) ])[a-zA-Z]+(?:\^\{?\d\}?)?(?:\s+[a-zA-Z]+(?:\^\{?\d\}?)?)*)",
-    re.S,
-)
-TRIGONOMETRY = re.compile(r"\\(?:sin|cos|tan|sec|csc|cot)")
+def is_quantity(sides, value):
+    r"""Whether an equation says what something is: m+n = 13, |S| = 4, P(X=3) = 1/2. Its left side
+    has a letter (7 = 5 says nothing of 5), and the value none."""
+    return len(sides) > 1 and bool(letters(sides[0])) and not letters(value)
 
 
-def units(text):
-    r"""(what is measured, unit words): 5 cm, 5\text{ cm}^2, 90^\circ."""
-    match = UNITS.fullmatch(text)
-    if not match or not re.search(r"\d|\\pi", match[1]):
-        return text, []
-    number, unit = match.groups()
-    if unit == "^\\circ" and TRIGONOMETRY.search(number):
-        return text, []
-    if unit[0] not in "\\^":
-        # letters without \text are units behind a plain number, and with a space or two of them
-        spaced = re.search(r"\s|[a-z]{2}", unit + text[len(number) : -1])
-        if not (plain(number) and spaced):
-            return text, []
-    words = unit.replace("\\text", "").replace("^\\circ", "degree").lower()
-    return number, re.findall(r"[a-z]+|(?<=\^)\d|(?<=\^\{)\d", words)
+def is_total(sides):
+    """Whether a truth is the value of something and not the equation of a line or a curve, which
+    has coordinates, coefficients or a 0: m+n = 13 is 13, 2x+z = 1 is not 1."""
+    if len(sides) != 2 or not plain(sides[1]) or plain(sides[1])[0] == 0:
+        return False
+    summands = re.fullmatch(r"(?:10*)?[a-w](?:\+(?:10*)?[a-w])+", squash(sides[0]))
+    size = re.fullmatch(r"\|[^|]*\||[A-Z]\([^()]*\)|\[[A-Z]+\]|\\mathbb\{E\}.*", squash(sides[0]))
+    return bool(summands or size)
 
 
-def measure(unit):
-    """What the unit words measure; "unit" itself measures nothing."""
-    known = [word for word in unit if word in MEASURES or word.isdigit()]
-    return {MEASURES.get(word, word) for word in known} - {"unit"}
+def letters(text):
+    """The letters of a text that may be unknowns: not macros, \\text, or the constants e and i."""
+    return set(re.findall(r"[A-Za-z]", re.sub(r"\\text\{[^{}]*\}|\\[A-Za-z]+", "", text))) - {
+        "e",
+        "i",
+    }
+
+
+# ==== 5. Scalars ================================================================================
 
 
 def scalar(gold, pred):
     """One number, word or expression against another."""
-    g, g_unit = units(gold)
-    p, p_unit = units(pred)
-    for word in p_unit:
-        if word not in MEASURES and word not in g_unit and not word.isdigit():
-            return False  # 5 \text{ or so}
-    if measure(g_unit) and measure(p_unit) and measure(g_unit) != measure(p_unit):
+    # Units
+    g, g_unit = units(gold, plain)
+    p, p_unit = units(pred, plain)
+    if not one_unit(g_unit, p_unit):
         return False
-
+    # Numbers
     g_number, p_number = plain(g), plain(p)
     if g_number and p_number:
-        return same_number(g_number, p_number)
+        return same_number(scaled(g_number, g_unit.scale), scaled(p_number, p_unit.scale))
+    if g_unit.scale != p_unit.scale:
+        return False
+    # Words, and expressions
     as_written = re.search(r"\\text|:|\d_", g + "\n" + p)
     if as_written or re.fullmatch(r"[A-Za-z][a-z]{3,}(?: [A-Za-z]+)*", g):
         return False  # words, times and numbers in a base are the same as strings only

@@ -5,7 +5,7 @@ another.
 lad.py and eval.py both go through here, so that the same tokens get the same score from both.
 """
 
-from harness import fences, math_answers
+from harness import countdown, fences, math_answers
 from harness.metrics import normal_form
 
 # ==== 1. The text that the verifier sees ========================================================
@@ -85,32 +85,11 @@ def answer_key(kind, text):
     return f"{value}%" if is_percent else str(value)
 
 
-SPELLINGS = {
-    r"\times": "*",
-    r"\cdot": "*",
-    "×": "*",
-    "·": "*",
-    r"\div": "/",
-    "÷": "/",
-    "−": "-",
-    "–": "-",
-    r"\left": "",
-    r"\right": "",
-    "$": "",
-}
-
-
 def expression(text):
     """The expression of a countdown answer, in one spelling, without white space and without the
     target that it is equal to."""
-    text = math_answers.after_thinking(text)
-    if "<answer>" in text:
-        text = text.rpartition("<answer>")[2].partition("</answer>")[0]
-    elif r"\boxed" in text:
-        text = math_answers.last_box(text)
-    for old, new in SPELLINGS.items():
-        text = text.replace(old, new)
-    sides = "".join(text.split()).split("=")
+    answer = countdown.expression(countdown.answer_of(text))
+    sides = "".join(answer.split()).split("=")
     for side in sides:
         if not side.isdigit():
             return side

@@ -19,10 +19,12 @@ This file is run by itself, in the box, and imports nothing of this project.
 
 import atexit
 import builtins
-import copy
 import ctypes
+import decimal
+import fractions
 import importlib
 import json
+import math
 import os
 import re
 import resource
@@ -122,6 +124,7 @@ def seccomp(threads):
     number, architecture, first_argument = 0, 4, 16  # where they lie in what the filter sees
     allow, refuse, no_such_call, die = 0x7FFF0000, 0x50001, 0x50026, 0x80000000
 
+    # Another architecture has other numbers: none of it
     filter = [(load, architecture), (equal, 0xC000003E, 1), (answer, die), (load, number)]
     for call in allowed_calls():
         filter += [(equal, call, 0, 1), (answer, allow)]
@@ -132,6 +135,7 @@ def seccomp(threads):
     filter += [(equal, CLONE, 0, 3), (load, first_argument), (has_bits, thread_bit, 0, 1)]
     filter += [(answer, allow), (answer, refuse)]
 
+    # As the kernel wants it
     packed = b""
     for operation, constant, *jumps in filter:
         if_true, if_false = (*jumps, 0, 0)[:2]
@@ -295,6 +299,7 @@ def run_child(mode, readable, control, fds):
             child_main(mode, readable, fds)
         finally:
             os._exit(70)  # it raised
+    # Until it ends, or a message comes
     watch = os.pidfd_open(child)
     if watch not in select.select([watch, control], [], [])[0]:
         os.kill(child, signal.SIGKILL)
@@ -318,11 +323,14 @@ def child_main(mode, readable, fds):
         os.setresgid(job["uid"], job["uid"], job["uid"])
         os.setresuid(job["uid"], job["uid"], job["uid"])
     set_limits(job, mode)
+    # Last what forbids the rest
     if mode != "unsafe":
         libc(CAPSET, struct.pack("II", 0x20080522, 0), bytes(24))  # no capabilities
         seccomp(threads=mode == "namespaces")
 
+    # The program finds a fresh Python
     sys.argv = ["main.py"]
+    sys.set_int_max_str_digits(0)  # a limit on time is set already
     builtins.exit = builtins.quit = sys.exit  # -S leaves them out
     code = execute(job)
 
@@ -335,6 +343,7 @@ def child_main(mode, readable, fds):
 
 def take_places(fds):
     """stdin and stdout as given, no stderr, further ones from 3 on, and no other descriptor."""
+    # By way of high numbers, so that none is overwritten
     kept = [fds[1], fds[2], os.open(os.devnull, os.O_RDWR), *fds[3:]]
     for place, fd in enumerate(kept):
         os.dup2(fd, place + 20)
@@ -366,12 +375,14 @@ def set_limits(job, mode):
 def execute(job):
     """The program of a job, and what is to be done with it; its exit code."""
     role = job["role"]
+    # A module of its own
     module = types.ModuleType("__main__" if role == "run" else "solution")
     sys.modules["__main__"] = module
     names = vars(module)
     try:
         if role != "run":
             exec(PRELUDE, names)
+            begin(job, names)
         exec(compile(job.get("program", ""), "main.py", "exec"), names)
         if role == "serve":
             serve(names)
@@ -384,30 +395,78 @@ def execute(job):
     return 0
 
 
+def begin(job, names):
+    """What the prompt of a row defines, as helpers of what it asks for, but not that itself: its
+    beginning is no solution."""
+    try:
+        exec(job["prompt"], names)
+    except Exception:  # it lacks a package, say: then the program does without
+        pass
+    names.pop(job["entry"], None)
+    names.pop("Solution", None)
+
+
 # ==== 2. Calls ==================================================================================
 
 
 def pack(value):
-    """Plain data as JSON, tagged where JSON has no word for it; anything else is a TypeError."""
+    """Plain data as JSON, tagged where JSON has no word for it; anything else is a TypeError.
+    Arrays and scalars of numpy are lists and numbers."""
+    # Numpy, which the box itself does not import
+    kind = type(value)
+    if kind.__module__ == "numpy" and hasattr(value, "tolist"):
+        return pack(value.tolist())
+    # Containers
     if isinstance(value, dict):
         return {"dict": [[pack(key), pack(member)] for key, member in value.items()]}
-    if isinstance(value, (list, tuple, set, frozenset)):
-        members = [pack(member) for member in value]
-        if isinstance(value, list):
-            return members
-        return {"tuple" if isinstance(value, tuple) else "set": members}
-    if not isinstance(value, (bool, int, float, str, type(None))):
-        raise TypeError(f"{type(value).__name__} is not plain data")
+    if isinstance(value, list):
+        return value if kind is list and is_simple(value) else [pack(member) for member in value]
+    if isinstance(value, (tuple, set, frozenset)):
+        tag = "tuple" if isinstance(value, tuple) else "set"
+        return {tag: [pack(member) for member in value]}
+    # Numbers and texts; long integers in hexadecimal, which takes linear time
     if isinstance(value, int) and value.bit_length() > 64:
         return {"int": hex(value)}
-    return value
+    if isinstance(value, (bool, int, float, str, type(None))):
+        return value
+    # What JSON has no word for
+    if isinstance(value, bytes):
+        return {"bytes": value.hex()}
+    if isinstance(value, complex):
+        return {"complex": [value.real, value.imag]}
+    if isinstance(value, (fractions.Fraction, decimal.Decimal)):
+        return {kind.__name__.lower(): str(value)}
+    raise TypeError(f"{kind.__name__} is not plain data")
+
+
+def is_simple(values):
+    """Whether JSON has a word for each member of a list: a million of them take no time then."""
+    kinds = set(map(type, values))
+    if not kinds <= {bool, int, float, str, type(None)}:
+        return False
+    return int not in kinds or all(
+        value.bit_length() <= 64 for value in values if type(value) is int
+    )
 
 
 def unpack_int(text):
     return int(text, 16)
 
 
-UNPACK = {"dict": dict, "tuple": tuple, "set": set, "int": unpack_int}
+def unpack_complex(parts):
+    return complex(*parts)
+
+
+UNPACK = {
+    "dict": dict,
+    "tuple": tuple,
+    "set": set,
+    "int": unpack_int,
+    "bytes": bytes.fromhex,
+    "complex": unpack_complex,
+    "fraction": fractions.Fraction,
+    "decimal": decimal.Decimal,
+}
 
 
 def unpack(tagged):
@@ -431,16 +490,23 @@ def serve(names):
 def find(names, path):
     """What a path of names leads to: from a class Solution that has the first of them, or from the
     program. A class on the way is instantiated."""
+    # Where it begins
     if hasattr(names.get("Solution"), path[0]):
         target = names["Solution"]
     else:
         target = names[path[0]]
         path = path[1:]
+    # Where it leads
     for name in path:
         if isinstance(target, type):
             target = target()
         target = getattr(target, name)
     return target
+
+
+class Failed(BaseException):
+    """The program gave no value: its reason is the item's. Tests that catch any Exception do not
+    catch it."""
 
 
 class Remote:
@@ -454,6 +520,7 @@ class Remote:
         "KeyError": KeyError,
         "IndexError": IndexError,
     }
+    LONGEST = 1 << 26  # characters of a reply
 
     def __init__(self, path, link):
         self._path = path
@@ -466,61 +533,123 @@ class Remote:
         if self._path == ["Solution"]:
             return self
         replies, calls, seconds = self._link
-        print(json.dumps([self._path, pack(args), pack(kwargs)]), file=calls)
+        try:
+            print(json.dumps([self._path, pack(args), pack(kwargs)]), file=calls)
+        except BrokenPipeError:
+            raise Failed("crashed") from None
         signal.setitimer(signal.ITIMER_REAL, seconds)
-        kind, value = json.loads(replies.readline(1 << 26), object_hook=unpack)
+        reply = replies.readline(Remote.LONGEST)
         signal.setitimer(signal.ITIMER_REAL, 0)
+        if len(reply) == Remote.LONGEST:
+            raise Failed("too long")
+        try:
+            kind, value = json.loads(reply, object_hook=unpack)
+        except (ValueError, TypeError, KeyError, ArithmeticError, RecursionError):
+            raise Failed("crashed") from None  # it has ended, or what it wrote is no reply
         if kind != "value":
-            raise Remote.ERRORS.get(value, RuntimeError)
+            raise Remote.ERRORS.get(value, RuntimeError)(Failed("crashed"))
         return value
 
 
 def equal(got, want, atol):
-    """Equal plain data; tuples as lists; floats to atol or one part in 10^7."""
+    """Equal plain data, tuples as lists. Floats are equal to atol or one part in 10^7; atol None:
+    exactly. Nothing but infinity is equal to infinity."""
+    if got == want:
+        return True
+    # Part by part
     if isinstance(got, (list, tuple)) and isinstance(want, (list, tuple)):
         if len(got) != len(want):
             return False
         return all(equal(g, w, atol) for g, w in zip(got, want, strict=True))
     if isinstance(got, dict) and isinstance(want, dict):
         return got.keys() == want.keys() and all(equal(got[key], want[key], atol) for key in want)
-    if got == want:
-        return True
+    # Numbers of which one is a float
     if {type(got), type(want)} not in ({float}, {int, float}):
         return False
-    both_nan = got != got and want != want
-    return both_nan or abs(got - want) <= max(atol, 1e-6) + 1e-7 * abs(want)
+    if got != got or want != want:
+        return got != got and want != want
+    if atol is None or math.inf in (abs(got), abs(want)):
+        return False
+    return abs(got - want) <= max(atol, 1e-6) + 1e-7 * abs(want)
 
 
 def check(names, job):
-    """In the tests' box: write b"pass", or b"unparsable" where the tests themselves do not load."""
+    """In the tests' box: write to descriptor 1 what the tests say, see `verdict`."""
+    # The link to the program, and the way out
     replies, calls = open(3), open(4, "w", buffering=1)
     link = (replies, calls, job["call_seconds"])
-    verdict = os.dup(1)
+    out = os.dup(1)
     os.dup2(2, 1)  # what the tests print is no verdict
-    entry = job["entry"]
+    os.write(out, verdict(names, job, link).encode())
+
+
+def verdict(names, job, link):
+    """ "pass", "wrong", or a reason: "truth unparsable" where the tests themselves do not load,
+    "crashed" where the program raised or ended, "too long" and "too large" where its values are."""
+    # What the tests need
     try:
-        exec(job["prelude"], names)
-        reference = names.pop(entry, None)
+        reference = load_tests(names, job, link)
         tests = compile(job["test"], "tests.py", "exec")
     except BaseException:
-        os.write(verdict, b"unparsable")
-        return
+        return "truth unparsable"
+    # The tests themselves
+    try:
+        run_cases(names, job, Remote([job["entry"]], link), reference)
+        exec(tests, names)
+        if job["entry"] and "check" in names and not re.search(r"^check\(", job["test"], re.M):
+            names["check"](names["candidate"])
+    except Failed as why:
+        return str(why)
+    except AssertionError:
+        return "wrong"
+    except MemoryError:
+        return "too large"
+    except (ImportError, NameError, SystemExit):
+        return "truth unparsable"
+    except Exception as error:
+        # of the program, or of tests that compute with the value of a wrong type
+        of_program = any(isinstance(arg, Failed) for arg in error.args)
+        return "crashed" if of_program else "wrong"
+    return "pass"
 
-    candidate = Remote([entry], link)
+
+def load_tests(names, job, link):
+    """Give the tests the names of the program that they use; the solution that says what is right,
+    if the row has one."""
+    entry = job["entry"]
+    # The solution of the row, under a name of ours
+    exec(job["reference"], names)
+    reference = names.pop(entry, None)
     names["Solution"] = Remote(["Solution"], link)
-    names["candidate"] = candidate
-    names[entry] = candidate
-    for args, *want in job["cases"]:
-        got = candidate(*args)
-        if entry == "find_zero" and "poly" in names:  # any root is right, as in EvalPlus
+    # Every name that nobody defines is the program's
+    for name in job["uses"]:
+        if name not in names and not hasattr(builtins, name):
+            names[name] = Remote([name], link)
+    if entry:
+        names[entry] = names["candidate"] = Remote([entry], link)
+    return reference
+
+
+def run_cases(names, job, candidate, reference):
+    """Calls with the values that they should give, or with what the reference gives;
+    AssertionError.
+
+    Where a row may have wrapped each value in a list (job["wrapped"]), all values are read in one
+    of the two ways.
+    """
+    readings = ["as it is", "wrapped"] if job["wrapped"] else ["as it is"]
+    for case in job["cases"]:
+        args, named, *want = json.loads(case, object_hook=unpack)
+        got = candidate(*args, **named)
+        if job["entry"] == "find_zero" and "poly" in names:  # any root is right, as in EvalPlus
             assert abs(names["poly"](args[0], got)) <= 1e-4
             continue
-        expected = want[0] if want else reference(*copy.deepcopy(args))
-        assert equal(got, expected, job["atol"])
-    exec(tests, names)
-    if entry and "check" in names and not re.search(r"^check\(", job["test"], re.M):
-        names["check"](candidate)
-    os.write(verdict, b"pass")
+        expected = want[0] if want else reference(*args, **named)
+        for reading in list(readings):
+            value = expected[0] if reading == "wrapped" else expected
+            if not equal(got, value, job["atol"]):
+                readings.remove(reading)
+        assert readings
 
 
 # ==== 3. The worker's side ======================================================================
@@ -568,6 +697,7 @@ class Sandbox:
 
     def open_box(self):
         """A new box, which has said that it is ready. OSError, with what it says instead."""
+        # The process, with one end of a socket as its stdin
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         command = [sys.executable, "-I", "-S", "-X", "utf8", os.path.abspath(__file__)]
         command += ["--box", self.mode, sysconfig.get_path("purelib")]
@@ -575,6 +705,7 @@ class Sandbox:
         process = subprocess.Popen(command, env=ENVIRONMENT, stdin=theirs, **quiet)
         theirs.close()
         ours.settimeout(30)
+        # What it says when it has shut itself in
         answer = ""
         try:
             answer = ours.recv(4096).decode()
@@ -617,12 +748,14 @@ class Sandbox:
 
     def run(self, program, stdin, cap, limits, deadline):
         """(reason, output) of one program on one stdin."""
+        # The program, its output capped
         read, write = os.pipe()
         end = min(deadline, time.monotonic() + limits["seconds"])
         self.start("program", {"role": "run", "program": program, **limits}, stdin, write)
         output = drain(read, cap, end)
         too_long = len(output) > cap
         status = self.finish("program", 0 if too_long else end)
+        # Why its output does not count
         if too_long:
             return "too long", output
         if status in (None, -signal.SIGXCPU):
@@ -633,26 +766,32 @@ class Sandbox:
 
     def call(self, program, job, limits, deadline):
         """Run tests that are code: "" where they pass, else the reason, or "wrong"."""
+        # A pipe each for calls, values and the verdict
         ask_read, ask_write = os.pipe()
         answer_read, answer_write = os.pipe()
         verdict_read, verdict_write = os.pipe()
-        served = {"role": "serve", "program": program, **limits}
-        served["seconds"] = deadline - time.monotonic()
+        served = {"role": "serve", "program": program, "memory": limits["memory"]}
+        served |= {"prompt": job["prompt"], "entry": job["entry"]}
+        served["seconds"] = max(0, deadline - time.monotonic())
+        # The program, which sees neither tests nor verdict
         silence = os.open(os.devnull, os.O_WRONLY)
         self.start("program", served, "", silence, ask_read, answer_write)
-        # All that is left is the tests' own time too: they may compute much themselves
-        tests = {"role": "check", **job, **limits, "seconds": served["seconds"]}
+        # The tests' own time is all that is left: they wait for many calls
+        tests = {"role": "check", **job, "memory": limits["memory"], "seconds": served["seconds"]}
         tests["call_seconds"] = limits["seconds"]
         self.start("tests", tests, "", verdict_write, answer_read, ask_write)
 
-        said = drain(verdict_read, 100, deadline)
-        late = self.finish("tests", deadline) in (None, -signal.SIGALRM, -signal.SIGXCPU)
-        self.finish("program", 0 if late else time.monotonic() + 0.05)
-        if said == b"pass":
+        # What the tests say, and how the two ended
+        said = drain(verdict_read, 100, deadline).decode()
+        late = (None, -signal.SIGALRM, -signal.SIGXCPU)
+        tests_late = self.finish("tests", deadline) in late
+        program_end = 0 if tests_late else time.monotonic() + 0.05
+        program_status = self.finish("program", program_end)
+        if said == "pass":
             return ""
-        if said == b"unparsable":
-            return "truth unparsable"
-        return "timeout" if late else "wrong"
+        if tests_late or (said == "crashed" and program_status == -signal.SIGXCPU):
+            return "timeout"
+        return said or "crashed"
 
 
 def memory_file(name, text):

@@ -8,7 +8,6 @@ import dataclasses
 import difflib
 import json
 import os
-import signal
 import sys
 import tomllib
 from pathlib import Path
@@ -27,18 +26,6 @@ def die(message):
     """Say in one line what to change, and leave with exit code 2."""
     print(f"{program()}: error: {message}", file=sys.stderr, flush=True)
     raise SystemExit(2)
-
-
-def run_program(main):
-    """main(flags), with no traceback for whoever closes our output, as `| head` does."""
-    try:
-        try:
-            main(sys.argv[1:])
-        finally:  # also of one that has left by SystemExit, as --help does
-            sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes at its end
-        raise SystemExit(128 + signal.SIGPIPE) from None
 
 
 def one_line(error):

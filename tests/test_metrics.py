@@ -267,7 +267,7 @@ RESPONSES = [
     (True, "7*7? no</think>(3+4)*7<eos>", "<think>7*7? no</think>(3+4)*7", 1.0),
     (True, "(3+4)*7<eos>", "<think>(3+4)*7", 0.0),  # cut inside its thought
     (True, "x</think><answer>(3+4)*7</answer>", "<think>x</think><answer>(3+4)*7</answer>", 1.0),
-    (True, "<answer>(3+4)*7</answer>", "<think><answer>(3+4)*7</answer>", 0.0),
+    (True, "<answer>(3+4)*7</answer>", "<think><answer>(3+4)*7</answer>", 1.0),  # whole
     (False, "<think>x</think>(3+4)*7", "<think>x</think>(3+4)*7", 1.0),
     (False, "<think>(3+4)*7", "<think>(3+4)*7", 0.0),
     (False, "so <answer>(3+4)*7</answer><eos><pad><pad>", "so <answer>(3+4)*7</answer>", 1.0),

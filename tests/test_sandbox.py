@@ -1,4 +1,5 @@
-"""The sandbox of verify.py against hostile programs, as root and as an unprivileged user, in
+"""
+The sandbox of verify.py against hostile programs, as root and as an unprivileged user, in
 namespaces and under Landlock.
 
 A row of PROBES tries to get out in every way of its kind and prints "contained" only when each one
@@ -164,41 +165,151 @@ out = [str(i) for i, a in enumerate(attempts) if not refused(a)]
 print("escaped " + " ".join(out) if out else "contained")
 """
 PROBES = {
-    "exec": 'lambda: os.execv("/bin/true", ["true"]), lambda: os.execve(sys.executable, ["python"], {})',
-    "subprocess": """lambda: __import__("subprocess").run(["/bin/true"]), lambda: os.posix_spawn("/bin/true", ["true"], {}), lambda: os.popen("true").read() or 0,
-        lambda: -1 if os.system("true") in (-1, 32512) or os.system("touch CANARY/made") else 0""",
-    "fork": "os.fork, lambda: libc.fork(), lambda: libc.vfork(), lambda: libc.syscall(57), lambda: libc.syscall(58), lambda: libc.syscall(56, 17, 0, 0, 0, 0), lambda: libc.syscall(435, bytes(88), 88)",
+    "exec": (
+        'lambda: os.execv("/bin/true", ["true"]), lambda: os.execve(sys.executable, ["python"], {})'
+    ),
+    "subprocess": (
+        'lambda: __import__("subprocess").run(["/bin/true"]), '
+        'lambda: os.posix_spawn("/bin/true", ["true"], {}), '
+        'lambda: os.popen("true").read() or 0, '
+        'lambda: -1 if os.system("true") in (-1, 32512) or os.system("touch '
+        'CANARY/made") else 0'
+    ),
+    "fork": (
+        "os.fork, "
+        "lambda: libc.fork(), "
+        "lambda: libc.vfork(), "
+        "lambda: libc.syscall(57), "
+        "lambda: libc.syscall(58), "
+        "lambda: libc.syscall(56, 17, 0, 0, 0, 0), "
+        "lambda: libc.syscall(435, bytes(88), 88)"
+    ),
     "fork bomb": "lambda: [os.fork() for _ in range(100000)]",
-    "daemon": "lambda: os.setsid() if os.fork() == 0 else 0, lambda: __import__('multiprocessing').Process(target=print).start()",
-    "kill the parent": "lambda: os.kill(os.getppid() or 1, 9), lambda: os.kill(1, 9), lambda: os.kill(-1, 9), lambda: os.killpg(0, 9), lambda: libc.syscall(234, 1, 1, 9), lambda: libc.syscall(129, 1, 9, bytes(128))",
-    "stop the parent": "lambda: os.kill(os.getppid() or 1, 19), lambda: os.kill(1, 19), lambda: os.kill(-1, 19)",
-    "ptrace": "lambda: libc.ptrace(16, os.getppid(), 0, 0), lambda: libc.ptrace(16, 1, 0, 0), lambda: libc.syscall(101, 16, 1, 0, 0)",
-    "parent memory": """lambda: open("/proc/1/mem"), lambda: open("/proc/self/mem"), lambda: open(f"/proc/{os.getppid()}/maps"), lambda: os.listdir("/proc/1"),
-        lambda: libc.process_vm_readv(1, bytes(16), 1, bytes(16), 1, 0), lambda: libc.syscall(438, 3, 0, 0), lambda: libc.syscall(434, 1, 0)""",
-    "limits of others": "lambda: libc.prlimit(1, 0, bytes(16), 0), lambda: __import__('resource').setrlimit(9, (-1, -1)), lambda: os.setpriority(0, 0, -5), lambda: os.sched_setaffinity(0, [0])",
-    "environment": """lambda: os.environ["SECRET_VARIABLE"], lambda: 0 if set(os.environ) - {"LC_CTYPE", "OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"} else -1, lambda: open("/proc/self/environ"),
-        lambda: open("/proc/1/environ")""".replace(
+    "daemon": (
+        "lambda: os.setsid() if os.fork() == 0 else 0, "
+        "lambda: __import__('multiprocessing').Process(target=print).start()"
+    ),
+    "kill the parent": (
+        "lambda: os.kill(os.getppid() or 1, 9), "
+        "lambda: os.kill(1, 9), "
+        "lambda: os.kill(-1, 9), "
+        "lambda: os.killpg(0, 9), "
+        "lambda: libc.syscall(234, 1, 1, 9), "
+        "lambda: libc.syscall(129, 1, 9, bytes(128))"
+    ),
+    "stop the parent": (
+        "lambda: os.kill(os.getppid() or 1, 19), lambda: os.kill(1, 19), lambda: os.kill(-1, 19)"
+    ),
+    "ptrace": (
+        "lambda: libc.ptrace(16, os.getppid(), 0, 0), "
+        "lambda: libc.ptrace(16, 1, 0, 0), "
+        "lambda: libc.syscall(101, 16, 1, 0, 0)"
+    ),
+    "parent memory": (
+        'lambda: open("/proc/1/mem"), '
+        'lambda: open("/proc/self/mem"), '
+        'lambda: open(f"/proc/{os.getppid()}/maps"), '
+        'lambda: os.listdir("/proc/1"), '
+        "lambda: libc.process_vm_readv(1, bytes(16), 1, bytes(16), 1, 0), "
+        "lambda: libc.syscall(438, 3, 0, 0), "
+        "lambda: libc.syscall(434, 1, 0)"
+    ),
+    "limits of others": (
+        "lambda: libc.prlimit(1, 0, bytes(16), 0), "
+        "lambda: __import__('resource').setrlimit(9, (-1, -1)), "
+        "lambda: os.setpriority(0, 0, -5), "
+        "lambda: os.sched_setaffinity(0, [0])"
+    ),
+    "environment": (
+        'lambda: os.environ["SECRET_VARIABLE"], '
+        'lambda: 0 if set(os.environ) - {"LC_CTYPE", "OPENBLAS_NUM_THREADS", '
+        '"OMP_NUM_THREADS", "MKL_NUM_THREADS"} else -1, '
+        'lambda: open("/proc/self/environ"), '
+        'lambda: open("/proc/1/environ")'
+    ).replace(
         'lambda: os.environ["SECRET_VARIABLE"]',
         'lambda: 0 if "SECRET_VARIABLE" in os.environ else -1',
     ),
-    "home and files": """lambda: open("HOME/.bashrc"), lambda: open("HOME/.profile"), lambda: open("HOME/.verify-test"), lambda: os.listdir("/home"), lambda: open("/etc/passwd"), lambda: os.listdir("CANARY"), lambda: open("CANARY/file"),
-        lambda: os.listdir("REPO"), lambda: open("REPO/verify.py"), lambda: open("REPO/harness/sandbox.py"), lambda: os.listdir("/sys"), lambda: open("/etc/hostname")""",
-    "write outside": """lambda: open("CANARY/made", "w"), lambda: open("CANARY/file", "w"), lambda: os.mkdir("/made"), lambda: os.unlink("CANARY/file"),
-        lambda: os.chmod("CANARY/file", 0), lambda: os.rename("CANARY/file", "CANARY/x"), lambda: open("/dev/shm/x", "w")""",
-    "site-packages": """lambda: open(os.__file__, "a"), lambda: open(os.path.dirname(os.__file__) + "/site-packages/evil.pth", "w"),
-        lambda: open(os.path.dirname(os.__file__) + "/sitecustomize.py", "w"), lambda: os.mkdir("/usr/lib/made"), lambda: os.chmod(os.__file__, 0o777)""",
-    "symlinks out": """lambda: (os.symlink("/etc/passwd", "/tmp/a"), open("/tmp/a"))[1], lambda: (os.symlink("CANARY", "/tmp/b"), open("/tmp/b/file"))[1],
-        lambda: open("/tmp/../../../../etc/passwd"), lambda: (os.link("CANARY/file", "/tmp/c"))""",
-    "loopback": """lambda: __import__("socket").create_connection(("127.0.0.1", PORT), 1), lambda: __import__("socket").socket(),
-        lambda: __import__("socket").socket(1), lambda: __import__("socket").socketpair(), lambda: libc.socket(16, 3, 0)""",
-    "outside network": """lambda: __import__("socket").create_connection(("8.8.8.8", 53), 1), lambda: __import__("socket").socket(2, 2).sendto(b"x", ("8.8.8.8", 53)),
-        lambda: __import__("urllib.request").request.urlopen("http://example.com", timeout=1), lambda: libc.socket(17, 3, 0)""",
-    "inherited descriptors": "lambda: 0 if [fd for fd in range(3, 4096) if libc.fcntl(fd, 1) != -1] else -1",
-    "namespaces and mounts": """lambda: libc.unshare(0x10000000), lambda: libc.mount(b"x", b"/tmp", b"tmpfs", 0, 0), lambda: libc.umount2(b"/", 2), lambda: os.chroot("/tmp"),
-        lambda: libc.setns(0, 0), lambda: os.setuid(0) if os.getuid() else -1, lambda: libc.sethostname(b"x", 1), lambda: libc.syscall(155, b".", b"."), lambda: os.mknod("/tmp/n", 0o60600, 1)""",
-    "memory files and modules": """lambda: os.memfd_create("x"), lambda: libc.syscall(319, b"x", 0), lambda: libc.syscall(313, 0, b"", 0), lambda: libc.syscall(321, 0, bytes(64), 64),
-        lambda: libc.syscall(425, 1, bytes(120)), lambda: libc.syscall(323, 0), lambda: libc.syscall(298, bytes(120), 0, -1, -1, 0), lambda: libc.syscall(250, 0, 0), lambda: libc.syscall(246, 0, 0, 0, 0)""",
-    "32-bit and x32 calls": "lambda: libc.syscall(0x40000000 + 39), lambda: libc.syscall(0x40000000 + 57), lambda: libc.syscall(0x40000000 + 41, 2, 1, 0)",
+    "home and files": (
+        'lambda: open("HOME/.bashrc"), '
+        'lambda: open("HOME/.profile"), '
+        'lambda: open("HOME/.verify-test"), '
+        'lambda: os.listdir("/home"), '
+        'lambda: open("/etc/passwd"), '
+        'lambda: os.listdir("CANARY"), '
+        'lambda: open("CANARY/file"), '
+        'lambda: os.listdir("REPO"), '
+        'lambda: open("REPO/verify.py"), '
+        'lambda: open("REPO/harness/sandbox.py"), '
+        'lambda: os.listdir("/sys"), '
+        'lambda: open("/etc/hostname")'
+    ),
+    "write outside": (
+        'lambda: open("CANARY/made", "w"), '
+        'lambda: open("CANARY/file", "w"), '
+        'lambda: os.mkdir("/made"), '
+        'lambda: os.unlink("CANARY/file"), '
+        'lambda: os.chmod("CANARY/file", 0), '
+        'lambda: os.rename("CANARY/file", "CANARY/x"), '
+        'lambda: open("/dev/shm/x", "w")'
+    ),
+    "site-packages": (
+        'lambda: open(os.__file__, "a"), '
+        'lambda: open(os.path.dirname(os.__file__) + "/site-packages/evil.pth", "w"), '
+        'lambda: open(os.path.dirname(os.__file__) + "/sitecustomize.py", "w"), '
+        'lambda: os.mkdir("/usr/lib/made"), '
+        "lambda: os.chmod(os.__file__, 0o777)"
+    ),
+    "symlinks out": (
+        'lambda: (os.symlink("/etc/passwd", "/tmp/a"), open("/tmp/a"))[1], '
+        'lambda: (os.symlink("CANARY", "/tmp/b"), open("/tmp/b/file"))[1], '
+        'lambda: open("/tmp/../../../../etc/passwd"), '
+        'lambda: (os.link("CANARY/file", "/tmp/c"))'
+    ),
+    "loopback": (
+        'lambda: __import__("socket").create_connection(("127.0.0.1", PORT), 1), '
+        'lambda: __import__("socket").socket(), '
+        'lambda: __import__("socket").socket(1), '
+        'lambda: __import__("socket").socketpair(), '
+        "lambda: libc.socket(16, 3, 0)"
+    ),
+    "outside network": (
+        'lambda: __import__("socket").create_connection(("8.8.8.8", 53), 1), '
+        'lambda: __import__("socket").socket(2, 2).sendto(b"x", ("8.8.8.8", 53)), '
+        'lambda: __import__("urllib.request").request.urlopen("http://example.com", '
+        "timeout=1), "
+        "lambda: libc.socket(17, 3, 0)"
+    ),
+    "inherited descriptors": (
+        "lambda: 0 if [fd for fd in range(3, 4096) if libc.fcntl(fd, 1) != -1] else -1"
+    ),
+    "namespaces and mounts": (
+        "lambda: libc.unshare(0x10000000), "
+        'lambda: libc.mount(b"x", b"/tmp", b"tmpfs", 0, 0), '
+        'lambda: libc.umount2(b"/", 2), '
+        'lambda: os.chroot("/tmp"), '
+        "lambda: libc.setns(0, 0), "
+        "lambda: os.setuid(0) if os.getuid() else -1, "
+        'lambda: libc.sethostname(b"x", 1), '
+        'lambda: libc.syscall(155, b".", b"."), '
+        'lambda: os.mknod("/tmp/n", 0o60600, 1)'
+    ),
+    "memory files and modules": (
+        'lambda: os.memfd_create("x"), '
+        'lambda: libc.syscall(319, b"x", 0), '
+        'lambda: libc.syscall(313, 0, b"", 0), '
+        "lambda: libc.syscall(321, 0, bytes(64), 64), "
+        "lambda: libc.syscall(425, 1, bytes(120)), "
+        "lambda: libc.syscall(323, 0), "
+        "lambda: libc.syscall(298, bytes(120), 0, -1, -1, 0), "
+        "lambda: libc.syscall(250, 0, 0), "
+        "lambda: libc.syscall(246, 0, 0, 0, 0)"
+    ),
+    "32-bit and x32 calls": (
+        "lambda: libc.syscall(0x40000000 + 39), "
+        "lambda: libc.syscall(0x40000000 + 57), "
+        "lambda: libc.syscall(0x40000000 + 41, 2, 1, 0)"
+    ),
 }
 WHOLE = {  # programs that measure how far they get and print "contained" themselves
     "threads by the thousand": """
@@ -230,12 +341,16 @@ try:
 except OSError:
     pass
 print("contained" if n < 5000 else n)""",
-    "monkeypatched builtins": """
-import builtins, json, os, sys, fractions
-str.__eq__ if 0 else None
-builtins.isinstance = lambda *a: True; builtins.map = lambda *a: [True]; builtins.all = lambda *a: True; builtins.float = lambda *a: 1.0
-json.loads = json.dumps = lambda *a, **k: '[1.0, ""]'; os.waitpid = os._exit; fractions.Fraction = int
-sys.stdout.write("contained")""",
+    "monkeypatched builtins": (
+        "\n"
+        "import builtins, json, os, sys, fractions\n"
+        "str.__eq__ if 0 else None\n"
+        "builtins.isinstance = lambda *a: True; builtins.map = lambda *a: [True]; "
+        "builtins.all = lambda *a: True; builtins.float = lambda *a: 1.0\n"
+        "json.loads = json.dumps = lambda *a, **k: '[1.0, \"\"]'; os.waitpid = os._exit; "
+        "fractions.Fraction = int\n"
+        'sys.stdout.write("contained")'
+    ),
 }
 DEADLY = {
     "sys.exit(0)": ("import sys\nsys.exit(0)", ""),
@@ -248,14 +363,24 @@ DEADLY = {
     "loop in re": ("import re\nre.match('(a+)+$', 'a' * 60 + 'b')", "timeout"),
     "huge power": ("print(len(str(9 ** (9 ** 9))))", "timeout"),
     "ignored signals": (
-        "import signal\nfor s in range(1, 65):\n    try: signal.signal(s, signal.SIG_IGN)\n    except (OSError, ValueError): pass\nwhile True: pass",
+        (
+            "import signal\n"
+            "for s in range(1, 65):\n"
+            "    try: signal.signal(s, signal.SIG_IGN)\n"
+            "    except (OSError, ValueError): pass\n"
+            "while True: pass"
+        ),
         "timeout",
     ),
     "sleep": ("import time\ntime.sleep(1000)", "timeout"),
     "waits for input": ("import os\nr, w = os.pipe()\nos.read(r, 1)", "timeout"),
     "closed stdout": ("import os, time\nos.close(1); os.close(2)\ntime.sleep(1000)", "timeout"),
     "a thread that stays": (
-        "import threading, time\ntry: threading.Thread(target=time.sleep, args=(1000,)).start()\nexcept RuntimeError: time.sleep(1000)",
+        (
+            "import threading, time\n"
+            "try: threading.Thread(target=time.sleep, args=(1000,)).start()\n"
+            "except RuntimeError: time.sleep(1000)"
+        ),
         "timeout",
     ),
     "1 GB of output": (
@@ -272,7 +397,12 @@ DEADLY = {
         "crashed",
     ),
     "zip bomb": (
-        "import zlib\nc = zlib.compressobj(9, 8, -15)\nb = c.compress(bytes(1 << 20)) + c.flush(zlib.Z_FULL_FLUSH)\nzlib.decompress(b * 4000, -15)",
+        (
+            "import zlib\n"
+            "c = zlib.compressobj(9, 8, -15)\n"
+            "b = c.compress(bytes(1 << 20)) + c.flush(zlib.Z_FULL_FLUSH)\n"
+            "zlib.decompress(b * 4000, -15)"
+        ),
         "crashed or timeout",
     ),
     "huge recursion": (
@@ -280,7 +410,13 @@ DEADLY = {
         "crashed or timeout",
     ),
     "huge recursion in C": (
-        "import sys\nsys.setrecursionlimit(10 ** 9)\nclass A:\n    def __repr__(self): return repr([self])\nrepr(A())",
+        (
+            "import sys\n"
+            "sys.setrecursionlimit(10 ** 9)\n"
+            "class A:\n"
+            "    def __repr__(self): return repr([self])\n"
+            "repr(A())"
+        ),
         "crashed or timeout",
     ),
     "deep JSON": ("import json\njson.loads('[' * 10 ** 6)", "crashed"),
@@ -289,7 +425,13 @@ DEADLY = {
     "invalid UTF-8": ("import os\nos.write(1, b'\\xff\\xfe7\\n')", ""),
     "right answer, then a crash": ("print(7)\nraise SystemExit(3)", "crashed"),
     "faked protocol": (
-        "import os\nfor fd in range(64):\n    for m in (b'0', b'[1.0, \"\"]\\n', b'pass', b'k', b'run'):\n        try: os.write(fd, m)\n        except OSError: pass",
+        (
+            "import os\n"
+            "for fd in range(64):\n"
+            "    for m in (b'0', b'[1.0, \"\"]\\n', b'pass', b'k', b'run'):\n"
+            "        try: os.write(fd, m)\n"
+            "        except OSError: pass"
+        ),
         "",
     ),
 }
@@ -348,20 +490,22 @@ import gc, sys
 found, frame = [], sys._getframe()
 while frame:
     for v in list(frame.f_locals.values()):
-        found += [w for w in (v.values() if isinstance(v, dict) else [v]) if isinstance(w, (str, bytes))]
+        held = v.values() if isinstance(v, dict) else [v]
+        found += [w for w in held if isinstance(w, (str, bytes))]
     frame = frame.f_back
 for o in gc.get_objects():
     if isinstance(o, (dict, list, tuple)) and o is not found:
-        found += [v for v in list(o.values() if isinstance(o, dict) else o) if isinstance(v, (str, bytes))]
+        held = list(o.values() if isinstance(o, dict) else o)
+        found += [v for v in held if isinstance(v, (str, bytes))]
 found = [str(v) for v in found]
 """
 
 
 def test_expected_outputs_cannot_be_found(driver):
     """Neither in frames nor anywhere on the heap, while the program's own input can."""
-    program = (
-        SEARCH
-        + "print(any(''.join(['XYZ', 'ZY']) in v for v in found), any(''.join(['HOC', 'US']) in v for v in found))  # HOCUS"
+    program = SEARCH + (
+        "print(any(''.join(['XYZ', 'ZY']) in v for v in found), any(''.join(['HOC', "
+        "'US']) in v for v in found))  # HOCUS"
     )
     assert driver.score(program, {"inputs": ["", ""], "outputs": ["False True", "XYZZY"]})[:2] == (
         0.0,
@@ -373,13 +517,40 @@ def test_expected_outputs_cannot_be_found(driver):
 
 
 CHECK = {
-    "functional": "def check(candidate):\n    assert candidate(x=3) == 'XYZZYsecret'\n    assert candidate(x=4) == [1, (2, 3), {'a': {5}}]\n\ncheck(Solution().f)"
+    "functional": (
+        "def check(candidate):\n"
+        "    assert candidate(x=3) == 'XYZZYsecret'\n"
+        "    assert candidate(x=4) == [1, (2, 3), {'a': {5}}]\n\n"
+        "check(Solution().f)"
+    )
 }
 CHEATS = {
-    "always equal": "class E:\n    def __eq__(self, o): return True\n    __hash__ = object.__hash__\nclass Solution:\n    def f(self, x): return E()",
-    "always equal str": "class E(str):\n    def __eq__(self, o): return True\n    __hash__ = str.__hash__\nclass Solution:\n    def f(self, x): return E('no')",
-    "always equal list": "class E(list):\n    def __eq__(self, o): return True\nclass Solution:\n    def f(self, x): return E([E(), E()])",
-    "an always equal class": "class Solution:\n    class f:\n        def __init__(self, x): pass\n        def __eq__(self, o): return True",
+    "always equal": (
+        "class E:\n"
+        "    def __eq__(self, o): return True\n"
+        "    __hash__ = object.__hash__\n"
+        "class Solution:\n"
+        "    def f(self, x): return E()"
+    ),
+    "always equal str": (
+        "class E(str):\n"
+        "    def __eq__(self, o): return True\n"
+        "    __hash__ = str.__hash__\n"
+        "class Solution:\n"
+        "    def f(self, x): return E('no')"
+    ),
+    "always equal list": (
+        "class E(list):\n"
+        "    def __eq__(self, o): return True\n"
+        "class Solution:\n"
+        "    def f(self, x): return E([E(), E()])"
+    ),
+    "an always equal class": (
+        "class Solution:\n"
+        "    class f:\n"
+        "        def __init__(self, x): pass\n"
+        "        def __eq__(self, o): return True"
+    ),
     "sys.exit(0)": "import sys\nclass Solution:\n    def f(self, x): sys.exit(0)",
     "sys.exit(0) at once": "import sys\nsys.exit(0)",
     "os._exit(0)": "import os\nclass Solution:\n    def f(self, x): os._exit(0)",
@@ -387,15 +558,67 @@ CHEATS = {
     "raises StopIteration": "class Solution:\n    def f(self, x): raise StopIteration",
     "raises SystemExit": "class Solution:\n    def f(self, x): raise SystemExit(0)",
     "its own check": "def check(candidate): pass\nclass Solution:\n    def f(self, x): return None",
-    "monkeypatched builtins": 'import builtins, json\nbuiltins.AssertionError = ValueError\njson.dumps = lambda v: \'["value", "pass"]\'\nclass Solution:\n    def f(self, x): return 1',
+    "monkeypatched builtins": (
+        "import builtins, json\n"
+        "builtins.AssertionError = ValueError\n"
+        'json.dumps = lambda v: \'["value", "pass"]\'\n'
+        "class Solution:\n"
+        "    def f(self, x): return 1"
+    ),
     "reads the tests from a frame": SEARCH
-    + "class Solution:\n    def f(self, x): return next((v for v in found if v.startswith('XYZ' + 'ZY')), None)",
-    "pass on every descriptor": "import os\nfor fd in range(1, 64):\n    try: os.write(fd, b'pass')\n    except OSError: pass\nclass Solution:\n    def f(self, x): return 1",
-    "frames on every descriptor": "import os\nm = b'[\"value\", \"pass\"]'\nfor fd in range(1, 64):\n    try: os.write(fd, len(m).to_bytes(8, 'big') + m)\n    except OSError: pass\nclass Solution:\n    def f(self, x): return 1",
-    "a huge frame": "import os\nclass Solution:\n    def f(self, x):\n        os.write(4, b'\\x00' + b'\\xff' * 7)\n        return 1",
-    "deep JSON": "import os\nclass Solution:\n    def f(self, x):\n        m = b'[' * 10 ** 6\n        os.write(4, len(m).to_bytes(8, 'big')); os.write(4, m)\n        return 1",
-    "an error named exit": "import os\nclass Solution:\n    def f(self, x):\n        m = b'[\"error\", \"SystemExit\"]'\n        os.write(4, len(m).to_bytes(8, 'big') + m)\n        return 1",
-    "unhashable keys": "import os\nclass Solution:\n    def f(self, x):\n        m = b'[\"value\", {\"set\": [[]]}]'\n        os.write(4, len(m).to_bytes(8, 'big') + m)\n        return 1",
+    + (
+        "class Solution:\n"
+        "    def f(self, x): return next((v for v in found if v.startswith('XYZ' + "
+        "'ZY')), None)"
+    ),
+    "pass on every descriptor": (
+        "import os\n"
+        "for fd in range(1, 64):\n"
+        "    try: os.write(fd, b'pass')\n"
+        "    except OSError: pass\n"
+        "class Solution:\n"
+        "    def f(self, x): return 1"
+    ),
+    "frames on every descriptor": (
+        "import os\n"
+        'm = b\'["value", "pass"]\'\n'
+        "for fd in range(1, 64):\n"
+        "    try: os.write(fd, len(m).to_bytes(8, 'big') + m)\n"
+        "    except OSError: pass\n"
+        "class Solution:\n"
+        "    def f(self, x): return 1"
+    ),
+    "a huge frame": (
+        "import os\n"
+        "class Solution:\n"
+        "    def f(self, x):\n"
+        "        os.write(4, b'\\x00' + b'\\xff' * 7)\n"
+        "        return 1"
+    ),
+    "deep JSON": (
+        "import os\n"
+        "class Solution:\n"
+        "    def f(self, x):\n"
+        "        m = b'[' * 10 ** 6\n"
+        "        os.write(4, len(m).to_bytes(8, 'big')); os.write(4, m)\n"
+        "        return 1"
+    ),
+    "an error named exit": (
+        "import os\n"
+        "class Solution:\n"
+        "    def f(self, x):\n"
+        '        m = b\'["error", "SystemExit"]\'\n'
+        "        os.write(4, len(m).to_bytes(8, 'big') + m)\n"
+        "        return 1"
+    ),
+    "unhashable keys": (
+        "import os\n"
+        "class Solution:\n"
+        "    def f(self, x):\n"
+        '        m = b\'["value", {"set": [[]]}]\'\n'
+        "        os.write(4, len(m).to_bytes(8, 'big') + m)\n"
+        "        return 1"
+    ),
     "a generator": "class Solution:\n    def f(self, x): yield 1",
 }
 
@@ -403,10 +626,15 @@ CHEATS = {
 @pytest.mark.parametrize("name", CHEATS)
 def test_cheat_on_function_tests(driver, name):
     start = time.monotonic()
-    assert driver.score(CHEATS[name], CHECK)[:2] == (0.0, "")
+    reward, reason, _ = driver.score(CHEATS[name], CHECK)
+    # The tests fail, the program dies in a call, or it hangs in one: never a pass
+    assert reward == 0.0 and reason in ("", "crashed", "timeout")
     assert time.monotonic() - start < GRACE
     assert driver.score(
-        "class Solution:\n    def f(self, x): return 'XYZZYsecret' if x == 3 else [1, (2, 3), {'a': {5}}]",
+        (
+            "class Solution:\n"
+            "    def f(self, x): return 'XYZZYsecret' if x == 3 else [1, (2, 3), {'a': {5}}]"
+        ),
         CHECK,
     )[:2] == (1.0, "")
 
@@ -469,10 +697,11 @@ import ctypes, sys, os
 sys.path.insert(0, {str(ROOT)!r})
 import verify
 from harness import sandbox
-def deny_unshare():                                                   # a seccomp filter in the caller, inherited by the boxes
+def deny_unshare():  # a seccomp filter in the caller, inherited by the boxes
     import struct
     op = lambda c, k, y=0, n=0: struct.pack("HBBI", c, y, n, k)
-    code = ctypes.create_string_buffer(op(0x20, 0) + op(0x15, 272, 0, 1) + op(0x06, 0x50001) + op(0x06, 0x7FFF0000))
+    code = op(0x20, 0) + op(0x15, 272, 0, 1) + op(0x06, 0x50001) + op(0x06, 0x7FFF0000)
+    code = ctypes.create_string_buffer(code)
     sandbox.libc("prctl", 38, 1, 0, 0, 0)
     sandbox.libc("prctl", 22, 2, struct.pack("HxxxxxxP", 4, ctypes.addressof(code)), 0, 0)
 deny_unshare()

@@ -1,5 +1,8 @@
-"""verify.py: labelled answers, the datasets' own golds and solutions, the pool under poison, the
-command."""
+"""
+verify.py: labelled answers, the data sets' own golds and solutions, the pool under poison, the
+command. Answers as models write them stand in test_answers.py, the forms of tests in
+test_code_tests.py, fences in test_fences.py.
+"""
 
 import ast
 import gzip
@@ -50,8 +53,7 @@ def code(program):
     return f"Here it is:\n```python\n{program}\n```\nIt works."
 
 
-# ---------------------------------------------------------------------------- math: labelled
-# answers
+# ==== 1. Math: labelled answers =================================================================
 
 RIGHT = [  # (truth, answer)
     (r"\log_2 8", "3"),
@@ -178,10 +180,10 @@ RIGHT = [  # (truth, answer)
     (["0.01\n", "0.02\n"], "0.02"),
     (r"$\frac{9}{32}$", "9/32"),
 ]
-WRONG = [  # the first rows are math-verify's false positives on its default settings, as the issue lists them
+# The first rows are math-verify's false positives on its default settings
+WRONG = [
     ("5", "7=5"),
     ("5", "1=2=5"),
-    ("5", r"5\%"),
     ("5", r"500\%"),
     ("5", r"5 \text{ or maybe 6}"),
     (r"\frac{1}{2004!}", r"\frac{1}{2006!}"),
@@ -268,7 +270,7 @@ WRONG = [  # the first rows are math-verify's false positives on its default set
 def test_labelled_answers(pool):
     cases = [(t, a, 1.0) for t, a in RIGHT] + [(t, a, 0.0) for t, a in WRONG]
     rewards = pool.score([("math", boxed(a), t) for t, a, _ in cases])
-    assert [(t, a, r) for (t, a, want), r in zip(cases, rewards, strict=False) if r != want] == []
+    assert [(t, a, r) for (t, a, want), r in zip(cases, rewards, strict=True) if r != want] == []
 
 
 @pytest.mark.parametrize(
@@ -358,9 +360,8 @@ def test_fast_path_against_rationals():
         if b == 1:
             ways += [f"{a:,}", f"{a}.0", f"{a}", f" {a} ", f"{a}\\%".replace("\\%", "")]
         if value > 1 and value.denominator > 1:
-            ways.append(
-                f"{value.numerator // value.denominator}\\frac{{{value.numerator % value.denominator}}}{{{value.denominator}}}"
-            )
+            whole, rest = divmod(value.numerator, value.denominator)
+            ways.append(f"{whole}\\frac{{{rest}}}{{{value.denominator}}}")
         gold, pred = rng.choice(ways), rng.choice(ways)
         assert verify.math_judge(boxed(pred), gold, quick=True) == (1.0, ""), (gold, pred)
         other = value + rng.choice((1, -1, Fraction(1, 8), 10))
@@ -409,8 +410,7 @@ def test_what_runs_in_the_caller_is_quick(text):
             assert time.process_time() - start < 2
 
 
-# ---------------------------------------------------------------------------- math: the golds of
-# the datasets
+# ==== 2. Math: the golds of the datasets ========================================================
 
 GOLDS = [
     "math500.json",
@@ -438,7 +438,7 @@ EMPTY = {"math_train.json": [886, 1009, 5328, 5330]}  # rows with no answer at a
 def test_golds_verify_against_themselves(pool, name):
     golds = [row["answer"] for row in load(name)]
     said = [gold[0] if isinstance(gold, list) else gold for gold in golds]
-    rewards = pool.score([("math", boxed(s), gold) for s, gold in zip(said, golds, strict=False)])
+    rewards = pool.score([("math", boxed(s), gold) for s, gold in zip(said, golds, strict=True)])
     assert [i for i, r in enumerate(rewards) if not r] == EMPTY.get(name, [])
     assert all(pool.reasons[i] == "truth unparsable" for i in EMPTY.get(name, []))
     rewards = pool.score([("math", boxed("77777"), gold) for gold in golds])
@@ -468,7 +468,7 @@ def test_golds_of_the_parquets(pool, name):
     )
 
 
-# ---------------------------------------------------------------------------- countdown
+# ==== 3. Countdown ==============================================================================
 
 
 @pytest.mark.parametrize(
@@ -538,7 +538,7 @@ def test_countdown_puzzles_of_the_data():
         for order in itertools.permutations(numbers):
             for ops in itertools.product("+-*/", repeat=len(numbers) - 1):
                 text = str(order[0])
-                for op, n in zip(ops, order[1:], strict=False):
+                for op, n in zip(ops, order[1:], strict=True):
                     text = f"({text}{op}{n})"
                 if verify.countdown_reward(text, {"numbers": numbers, "target": target}):
                     solved += 1
@@ -562,7 +562,7 @@ def test_countdown_needs_no_worker():
     assert sum(v.score(items)) == 512 and not v.live  # in the caller: no worker was started
 
 
-# ---------------------------------------------------------------------------- code
+# ==== 4. Code ===================================================================================
 
 SUM = {"inputs": ["3 4\n", "1 1\n"], "outputs": ["7\n", "2\n"]}
 
@@ -591,7 +591,12 @@ SUM = {"inputs": ["3 4\n", "1 1\n"], "outputs": ["7\n", "2\n"]}
         (code("if __name__ == '__main__':\n    print(sum(map(int, input().split())))"), 1.0, ""),
         (
             code(
-                "import sys, threading\nsys.setrecursionlimit(10**6)\nthreading.stack_size(2**26)\ndef f(n): return 0 if n == 0 else 1 + f(n - 1)\ndef main(): f(50000); print(sum(map(int, input().split())))\nt = threading.Thread(target=main); t.start(); t.join()"
+                "import sys, threading\n"
+                "sys.setrecursionlimit(10**6)\n"
+                "threading.stack_size(2**26)\n"
+                "def f(n): return 0 if n == 0 else 1 + f(n - 1)\n"
+                "def main(): f(50000); print(sum(map(int, input().split())))\n"
+                "t = threading.Thread(target=main); t.start(); t.join()"
             ),
             1.0,
             "",
@@ -604,7 +609,9 @@ SUM = {"inputs": ["3 4\n", "1 1\n"], "outputs": ["7\n", "2\n"]}
         (code("open('/tmp/x', 'w').write('1')\nprint(sum(map(int, input().split())))"), 1.0, ""),
         (
             code(
-                "import os\nassert not os.path.exists('/tmp/x')\nprint(sum(map(int, input().split())))"
+                "import os\n"
+                "assert not os.path.exists('/tmp/x')\n"
+                "print(sum(map(int, input().split())))"
             ),
             1.0,
             "",
@@ -656,7 +663,9 @@ CALLS = [
     {"fn_name": "add", "inputs": [[3, 4]], "outputs": [7]},
     {"fn_name": "add", "inputs": ["3\n4", "1\n1"], "outputs": ["7", "2"]},
     {
-        "functional": "def check(candidate):\n    assert candidate(3, 4) == 7\n\ncheck(Solution().add)"
+        "functional": (
+            "def check(candidate):\n    assert candidate(3, 4) == 7\n\ncheck(Solution().add)"
+        )
     },
     [{"input": "3\n4", "output": "7", "testtype": "functional", "metadata": {"func_name": "add"}}],
     {
@@ -823,7 +832,7 @@ def mutants(source):
 
 def test_mutated_solutions_fail(pool):
     """One operator flipped. A few mutants are the same function, so not quite all can fail; nearly
-    all do, and each program has one that does."""
+    all do."""
     rows = load("humaneval.jsonl.gz")[:80]
     items = [
         (i, ("code", code(m), row | {"time_limit": 1}))
@@ -831,13 +840,13 @@ def test_mutated_solutions_fail(pool):
         for m in list(mutants(row["prompt"] + row["canonical_solution"]))[:4]
     ]
     rewards = pool.score([item for _, item in items])
-    survived = [(i, r) for (i, _), r in zip(items, rewards, strict=False) if r]
+    survived = [(i, r) for (i, _), r in zip(items, rewards, strict=True) if r]
     assert len(items) > 150 and len(survived) < 0.12 * len(items), (
         f"{len(survived)} of {len(items)} survive"
     )
 
 
-# ---------------------------------------------------------------------------- the pool
+# ==== 5. The pool ===============================================================================
 
 HANGS = [
     ("math", boxed(r"\int_0^{9999999} \sin(x^x) e^{x^3} dx"), r"\int_0^{1} \sin(x^x) dx"),
@@ -917,7 +926,7 @@ def test_any_order_any_number_of_workers():
     random.Random(3).shuffle(order)
     with verify.Verifier(workers=3, timeout=20) as v:
         got = v.submit([items[i] for i in order]).result()
-        assert [got[order.index(i)] for i in range(len(items))] == list(zip(*want, strict=False))
+        assert [got[order.index(i)] for i in range(len(items))] == list(zip(*want, strict=True))
 
 
 def test_empty_batch_and_large_items(pool):
@@ -947,9 +956,13 @@ sys.path.insert(0, {str(ROOT)!r})
 import verify
 print("main module ran", flush=True)
 v = verify.Verifier(2, 30)
-v.score([("math", "\\\\boxed{{x+1}}", "1+x"), ("code", "```python\\nprint(1)\\n```", {{"inputs": [""], "outputs": ["1"]}})])
+one = {{"inputs": [""], "outputs": ["1"]}}
+v.score([("math", "\\\\boxed{{x+1}}", "1+x"), ("code", "```python\\nprint(1)\\n```", one)])
 print(*[w.pid for w in v.live], flush=True)
-v.submit([("math", "\\\\boxed{{((9^{{9999}})^{{9999}})^{{9999}}}}", "5"), ("code", "```python\\nwhile True: pass\\n```", {{"inputs": [""], "outputs": ["1"], "time_limit": 25}})])
+v.submit([
+    ("math", "\\\\boxed{{((9^{{9999}})^{{9999}})^{{9999}}}}", "5"),
+    ("code", "```python\\nwhile True: pass\\n```", one | {{"time_limit": 25}}),
+])
 time.sleep(60)
 """
 
@@ -963,8 +976,8 @@ def alive(pid):
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_workers_end_with_the_caller(tmp_path, how):
-    """The caller's main module is not imported again, and when the caller dies its workers and
-    boxes do: hung ones within their timeout plus 5 s (here: idle)."""
+    """The caller's main module is not imported again; when the caller dies its workers and boxes
+    do: hung ones within their timeout plus 5 s (here: idle)."""
     script = tmp_path / "caller.py"
     script.write_text(CALLER.replace("v.submit(", "0 and v.submit("))
     process = subprocess.Popen(
@@ -989,8 +1002,13 @@ def test_workers_end_with_the_caller(tmp_path, how):
 
 ORPHAN = f"""
 import json, subprocess, sys, time
-hung = "import sys; sys.path.insert(0, {str(ROOT)!r}); import verify; verify.judge = lambda *item: sum(iter(int, 1)); verify.worker_main('math', '0.5', 'auto')"
-worker = subprocess.Popen([sys.executable, "-c", hung], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True)
+hung = (
+    "import sys; sys.path.insert(0, {str(ROOT)!r}); import verify; "
+    "verify.judge = lambda *item: sum(iter(int, 1)); "
+    "verify.worker_main('math', '0.5', 'auto')"
+)
+pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+worker = subprocess.Popen([sys.executable, "-c", hung], start_new_session=True, **pipes)
 worker.stdout.readline()
 print(json.dumps(["math", "1", "1"]), file=worker.stdin, flush=True)
 print(worker.pid, flush=True)
@@ -1025,7 +1043,9 @@ def test_imports_without_torch_or_sympy():
         [
             sys.executable,
             "-c",
-            f"import sys; sys.path.insert(0, {str(ROOT)!r}); import verify; print([m for m in ('torch', 'vllm', 'sympy', 'math_verify') if m in sys.modules])",
+            f"import sys; sys.path.insert(0, {str(ROOT)!r}); import verify; "
+            "heavy = ('torch', 'vllm', 'sympy', 'math_verify'); "
+            "print([name for name in heavy if name in sys.modules])",
         ],
         capture_output=True,
         text=True,
@@ -1033,8 +1053,7 @@ def test_imports_without_torch_or_sympy():
     assert out.stdout == "[]\n"
 
 
-# ---------------------------------------------------------------------------- the command, the
-# figures, the file
+# ==== 6. The command, the figures, the file =====================================================
 
 
 def test_command(tmp_path):
@@ -1062,10 +1081,56 @@ def test_command(tmp_path):
         and "1 no answer found" in done.stderr
         and "1 wrong" in done.stderr
     )
-    assert (
-        subprocess.run([sys.executable, str(ROOT / "verify.py")], capture_output=True).returncode
-        != 0
-    )
+
+
+def run_command(tmp_path, *lines):
+    """verify.py on a file of these lines."""
+    path = tmp_path / "items.jsonl"
+    path.write_text("".join(line + "\n" for line in lines))
+    command = [sys.executable, str(ROOT / "verify.py"), str(path)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60)
+
+
+def test_command_says_what_was_wanted(tmp_path):
+    right = {"kind": "math", "response": boxed("5"), "truth": "5", "want": 1}
+    wrong = right | {"response": boxed("6")}
+    # A blank line is no item
+    done = run_command(tmp_path, json.dumps(right), "", json.dumps(wrong))
+    assert done.returncode == 1
+    assert done.stdout.splitlines()[1].endswith("<- wanted 1")
+    assert "1 not as wanted" in done.stderr
+    done = run_command(tmp_path, json.dumps(right), json.dumps(wrong | {"want": 0}))
+    assert done.returncode == 0
+    assert "0 not as wanted" in done.stderr
+
+
+ITEM = {"kind": "math", "response": "5", "truth": "5"}
+
+
+@pytest.mark.parametrize(
+    "line, said",
+    [
+        ("{", "line 1: not JSON"),
+        ("[1]", "line 1: an item is"),
+        (json.dumps({"kind": "math", "response": "5"}), "line 1: an item is"),
+        (json.dumps(ITEM | {"kind": "maths"}), "line 1: kind 'maths'"),
+        (json.dumps(ITEM | {"response": None}), "line 1: the response has to be a string"),
+        ("", "has no items"),
+    ],
+)
+def test_command_refuses_in_one_line(tmp_path, line, said):
+    done = run_command(tmp_path, line)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.startswith("verify.py: error: ") and done.stderr.count("\n") == 1
+    assert said in done.stderr
+
+
+def test_command_without_a_file():
+    for arguments in ([], ["/nowhere/items.jsonl"], ["a", "b"]):
+        command = [sys.executable, str(ROOT / "verify.py"), *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
 
 
 def test_system_calls_are_what_they_are_called():

@@ -1,0 +1,240 @@
+r"""
+Units and words behind a number: 5 cm, 5\text{ cm}^2, 90^\circ, 18\text{ apples}, 3.2\text{ m/s}^2.
+
+A number with a unit is the bare number, whichever of the two is the truth. A number of one thing is
+not the number of another: where both say a unit, the units have to be one. What is behind a number
+and is no unit (or, not, if, more, wrong) makes it another answer.
+"""
+
+import re
+from fractions import Fraction
+from typing import NamedTuple
+
+# Spellings of one measure in a row; the first of them stands for all
+# fmt: off
+SPELLINGS = [row.split() for row in [
+    "cm centimeter centimeters centimetre centimetres", "mm millimeter millimeters millimetre",
+    "m meter meters metre metres", "km kilometer kilometers kilometre kilometres kms",
+    "nm nanometer nanometers", "in inch inches", "ft foot feet", "yd yard yards",
+    "mi mile miles", "au", "ly", "pc parsec parsecs", "angstrom angstroms",
+    "g gram grams gm gms", "kg kilogram kilograms kgs", "mg milligram milligrams",
+    "lb pound pounds lbs", "oz ounce ounces", "ton tons tonne tonnes",
+    "s sec second seconds secs", "ms millisecond milliseconds", "min minute minutes mins",
+    "h hr hour hours hrs", "day days", "week weeks", "month months", "yr year years yrs",
+    "dollar dollars usd buck bucks", "cent cents", "euro euros eur", "sterling", "yen",
+    "L liter liters litre litres l", "ml milliliter milliliters millilitre", "gallon gallons gal",
+    "quart quarts", "pint pints", "acre acres", "hectare hectares ha",
+    "degree degrees deg", "rad radian radians",
+    "N newton newtons", "J joule joules", "W watt watts", "Pa pascal pascals", "V volt volts",
+    "A ampere amperes amp amps", "K kelvin kelvins", "C coulomb coulombs", "F farad farads",
+    "T tesla teslas", "H henry henries", "ohm ohms Ω", "hz hertz", "mol mole moles",
+    "kw kilowatt kilowatts", "kwh", "kj kilojoule kilojoules", "mev", "ev", "kev", "gev",
+    "cal calorie calories", "kcal", "kpa", "atm", "bar", "mmhg", "khz", "mhz", "ghz",
+    "erg ergs", "dyne dynes", "rpm", "bit bits", "byte bytes", "db",
+    "unit units", "celsius", "fahrenheit",
+]]
+# fmt: on
+MEASURES = {name: names[0] for names in SPELLINGS for name in names}
+COMPOUND = {"mph": ("mi", "/h"), "kph": ("km", "/h"), "kmh": ("km", "/h"), "mps": ("m", "/s")}
+POWERS = {"square": "2", "sq": "2", "squared": "2", "cubic": "3", "cu": "3", "cubed": "3"}
+SCALES = {
+    "dozen": 12,
+    "hundred": 10**2,
+    "thousand": 10**3,
+    "million": 10**6,
+    "billion": 10**9,
+    "trillion": 10**12,
+}
+# Words that may stand beside a unit and say nothing
+FILLERS = set(
+    "of the a an in total altogether left remaining each long wide high tall deep away old "
+    "different distinct possible whole full from more fewer additional extra".split()
+)
+BEYOND_THE_HEAD = ("of", "in", "from")  # pieces of candy are pieces
+# Words that make another answer of a number
+OTHERS = set(
+    "or and not no none nor is are was were be if when where for some any all about approximately "
+    "roughly around maybe possibly perhaps probably wrong right correct incorrect less "
+    "than least most over under above below up down plus minus times divided multiplied by mod "
+    "modulo base factorial choose percent half halves third thirds quarter double triple twice "
+    "thrice score answer option choice with without remainder to until but except only both "
+    "either neither negative positive true false yes unknown undefined undetermined infinity "
+    "infinite sin cos tan log exp sqrt cot csc "
+    "ones twos threes fours fives tens hundreds thousands millions billions trillions".split()
+)
+IRREGULAR = {
+    "men": "man",
+    "women": "woman",
+    "children": "child",
+    "people": "person",
+    "mice": "mouse",
+    "geese": "goose",
+    "teeth": "tooth",
+    "leaves": "leaf",
+    "loaves": "loaf",
+    "knives": "knife",
+    "shelves": "shelf",
+    "pence": "penny",
+}
+
+POWER = r"(?:\^\{?-?\d+\}?)?"
+IN_TEXT = rf"\\text\{{[^{{}}]*\}}{POWER}"
+BARE = rf"[A-Za-z]+{POWER}"
+UNITS = re.compile(
+    r"(.*?)\s*("
+    rf"\^\\circ(?:\s*{IN_TEXT})?"
+    rf"|{IN_TEXT}(?:\s*(?:/|\\cdot\b|\*)?\s*{IN_TEXT})*\s*"
+    rf"|(?<=[\d}}%) ]){BARE}(?:\s*(?:/|\\cdot\b|\s)\s*{BARE})*)",
+    re.S,
+)
+TEXT_RATIO = re.compile(rf"\\frac\{{\s*({IN_TEXT})\s*\}}\{{\s*({IN_TEXT})\s*\}}")
+TOKENS = re.compile(r"/|\^-?\d+|[A-Za-zΩ]+\d?(?![A-Za-z\d])\.?|\S")
+TRIGONOMETRY = re.compile(r"\\(?:sin|cos|tan|sec|csc|cot)")
+SINGLE = set("NJWVK")  # letters that are units without \text, behind a number and a space
+
+
+class Unit(NamedTuple):
+    """What is behind a number: what it measures (cm2, /s), other words (red, apple), the one of
+    them that is counted (apple), and what the number is multiplied by (million)."""
+
+    measures: frozenset
+    words: frozenset
+    head: str
+    scale: int
+
+
+NOTHING = Unit(frozenset(), frozenset(), "", 1)
+
+
+def units(text, is_number):
+    r"""(the number, its Unit) of a tidy text; (text, NOTHING) where it has none. is_number says
+    whether a text is a plain number: letters without \text are a unit behind such a one only."""
+    text = TEXT_RATIO.sub(r"\1/\2", text)
+    text = re.sub(r"(?<=\d)\s*\\Omega$", r"\\text{ohm}", text)
+    # What is behind the number
+    match = UNITS.fullmatch(text)
+    if not match or not re.search(r"\d|\\pi", match[1]):
+        return text, NOTHING
+    number, written = match.groups()
+    # A unit without \text is one under conditions
+    in_text = written[0] in "\\^"
+    if written.startswith("^\\circ") and TRIGONOMETRY.search(number):
+        return text, NOTHING
+    if not in_text:
+        # with a space between, or two letters of them
+        spaced = re.search(r"\s|[a-z]{2}", written + text[len(number) : -1])
+        if not (is_number(number) and spaced):
+            return text, NOTHING
+    unit = read_unit(written, in_text)
+    if unit is None:
+        return text, NOTHING
+    return number, unit
+
+
+def read_unit(written, in_text):
+    """The Unit that is written; None where some of it is none."""
+    # Words, slashes and powers alone
+    written = written.replace("^\\circ", " degree ").replace("\\text", " ")
+    written = re.sub(r"\\cdot\b|\*|·", " ", written)
+    written = re.sub(r"\^\{(-?\d+)\}", r"^\1", written)
+    written = re.sub(r"[{}]", " ", written)
+    measures, words, scale = [], [], 1
+    below = ""  # "/" behind a slash or "per", for one measure
+    power = ""  # of the next measure, behind "square"
+    head = ""
+    head_is_past = False
+    # One token after the other
+    for token in TOKENS.findall(written):
+        word = token.rstrip(".")
+        low = word.lower()
+        if token == "/" or low == "per":
+            below = "/"
+        elif token.startswith("^"):
+            if not measures:
+                return None
+            measures[-1] = raised(measures[-1], token[1:])
+        elif low in POWERS:
+            if low.endswith("ed"):
+                if not measures:
+                    return None
+                measures[-1] = raised(measures[-1], POWERS[low])
+            else:
+                power = POWERS[low]
+        elif low in COMPOUND:
+            measures += COMPOUND[low]
+        elif low in SCALES:
+            scale *= SCALES[low]
+        elif low in FILLERS and (low not in MEASURES or words or measures):
+            head_is_past |= bool(head) and low in BEYOND_THE_HEAD
+        elif measure_of(word, in_text):
+            measures.append(below + raised(measure_of(word, in_text), power))
+            below = power = ""
+        elif is_noun(low, in_text) and not below:
+            words.append(singular(low))
+            head = head if head_is_past else words[-1]
+        else:
+            return None
+    if below or not (measures or words or scale > 1):
+        return None
+    # A bare "unit" measures nothing
+    measured = frozenset(name for name in measures if not name.lstrip("/").startswith("unit"))
+    return Unit(measured, frozenset(words), head, scale)
+
+
+def measure_of(word, in_text):
+    """Its first spelling; "" where it is no measure. Single letters keep their case."""
+    if len(word) == 1:
+        known = word.islower() or in_text or word in SINGLE
+        return MEASURES.get(word, "") if known else ""
+    power = ""
+    if word[-1].isdigit():  # cm2
+        word, power = word[:-1], word[-1]
+    name = MEASURES.get(word) or MEASURES.get(word.lower(), "")
+    return raised(name, power) if name else ""
+
+
+def raised(name, power):
+    """m and 2 are m2; s and -1 are /s, m and -2 are /m2."""
+    if power.startswith("-"):
+        name = "/" + name
+        power = power[1:]
+    return name if power in ("", "1") else name + power
+
+
+def is_noun(word, in_text):
+    r"""Whether a word is a thing that is counted: letters without \text may be a product."""
+    if not re.fullmatch(r"[a-z]+(?:-[a-z]+)*", word) or word in OTHERS:
+        return False
+    return len(word) >= (3 if in_text else 4) or word in IRREGULAR
+
+
+def singular(word):
+    """apples and apple, boxes and box, cherries and cherry."""
+    if word in IRREGULAR:
+        return IRREGULAR[word]
+    if word.endswith("ies") and len(word) > 4:
+        return word[:-3] + "y"
+    if re.search(r"(?:sh|ch|x|ss|z)es$", word):
+        return word[:-2]
+    if word.endswith("s") and not word.endswith("ss"):
+        return word[:-1]
+    return word
+
+
+def one_unit(gold, pred):
+    """Whether two Units may be one: the same measures, and the same thing that is counted, of which
+    one may say more (red apples are apples, apple trees are not); or one of the two says
+    nothing."""
+    if not (gold.measures or gold.words) or not (pred.measures or pred.words):
+        return True
+    if gold.measures != pred.measures:
+        return False
+    if gold.head and pred.head and gold.head != pred.head:
+        return False
+    return gold.words <= pred.words or pred.words <= gold.words
+
+
+def scaled(number, scale):
+    """A plain number (value, decimal, percent) times its scale."""
+    value, decimal, percent = number
+    return value * Fraction(scale), decimal, percent
