@@ -3,9 +3,9 @@ A Hugging Face hub on loopback: as much of its protocol as huggingface_hub and d
 they look a repository up and download it.
 
     with Hub() as hub:
-        hub.add("models", "org/model", folder)          # or "datasets"; the files of the folder and
-        a card subprocess.run(..., env=os.environ | hub.env(home)) hub.requests
-        # ["GET /api/models/org/model/revision/main", ...]
+        hub.add("models", "org/model", folder)  # or "datasets"; the files of the folder and a card
+        subprocess.run(..., env=os.environ | hub.env(home))
+        hub.requests  # ["GET /api/models/org/model/revision/main", ...]
 
 What the real one does and this one does too: a name and a branch become a commit; trees; etags (the
 git hash of a small file, the sha256 of a large one, which it redirects to another address); ranges;
@@ -106,65 +106,63 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def refuse(self, status, code, message):
         self.answer(status, dict(error=message), X_Error_Code=code, X_Error_Message=message)
 
+    def has_token(self):
+        return self.headers.get("Authorization") == "Bearer hf_letMeIn"
+
     def do_GET(self):
+        # What is asked for: a file in large-file storage, a file, or something of the API
         posted = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         path = unquote(urlsplit(self.path).path)
         self.server.hub.requests.append(f"{self.command} {path}")
+        storage = re.fullmatch(r"/storage/(\w+)", path)
+        file = re.fullmatch(r"(?:/(datasets))?/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path)
         api = re.fullmatch(
-            r"/api/(models|datasets)/([^/]+/[^/]+)(?:/(revision|tree|paths-info)/([^/]+)(?:/(.*))?)?",
+            r"/api/(models|datasets)/([^/]+/[^/]+)"
+            r"(?:/(revision|tree|paths-info)/([^/]+)(?:/(.*))?)?",
             path,
         )
-        file = re.fullmatch(r"(?:/(datasets))?/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path)
-        storage = re.fullmatch(r"/storage/(\w+)", path)
         if storage:
             return self.send_large(storage[1])
-        if not api and not file:
+        if file:
+            kind, name, revision, inside = file.groups()
+            kind = kind or "models"
+            what = "file"
+        elif api:
+            kind, name, what, revision, inside = api.groups()
+        else:
             return self.refuse(404, "EntryNotFound", "no such page")
-        kind, name = api.group(1, 2) if api else (file[1] or "models", file[2])
+
+        # Of which repository, at which commit
         repository = self.server.hub.repositories.get((kind, name))
-        if (
-            repository is None
-        ):  # to whoever has no token, the hub does not tell what is private from what is not there
+        if repository is None:
+            # to whoever has no token, the hub does not tell what is private from what is not there
             return self.refuse(401, "RepoNotFound", "Repository not found")
-        if repository.gated and self.headers.get("Authorization") != "Bearer hf_letMeIn" and file:
-            return self.refuse(
-                401,
-                "GatedRepo",
+        if what == "file" and repository.gated and not self.has_token():
+            message = (
                 f"Access to model {name} is restricted. You must have access to it and be "
-                "authenticated to access it.",
+                "authenticated to access it."
             )
-        revision = (api[4] if api else file[3]) or "main"
+            return self.refuse(401, "GatedRepo", message)
+        revision = revision or "main"
         try:
             commit, files = repository.find(revision)
         except KeyError:
             return self.refuse(404, "RevisionNotFound", f"Invalid rev id: {revision}")
-        if file:
-            return self.send_file(repository, commit, files, file[4])
-        if api[3] == "tree":
-            return self.answer(
-                200,
-                tree(files, f"{api[5]}/" if api[5] else "", "recursive=true" in self.path.lower()),
-            )
-        if api[3] == "paths-info":
-            asked = (
-                re.findall(r"paths=([^&]*)", unquote(posted.decode()))
-                or json.loads(posted)["paths"]
-            )
+
+        if what == "file":
+            return self.send_file(repository, commit, files, inside)
+        if what == "tree":
+            folder = f"{inside}/" if inside else ""
+            return self.answer(200, tree(files, folder, "recursive=true" in self.path.lower()))
+        if what == "paths-info":
+            asked = re.findall(r"paths=([^&]*)", unquote(posted.decode()))
+            if not asked:
+                asked = json.loads(posted)["paths"]
             return self.answer(200, [entry(name, files[name]) for name in asked if name in files])
-        return self.answer(
-            200,
-            dict(
-                id=name,
-                modelId=name,
-                sha=commit,
-                private=False,
-                gated=repository.gated,
-                tags=[],
-                downloads=0,
-                likes=0,
-                siblings=[dict(rfilename=name) for name in files],
-            ),
-        )
+        about = dict(id=name, modelId=name, sha=commit, private=False, gated=repository.gated)
+        about.update(tags=[], downloads=0, likes=0)
+        about["siblings"] = [dict(rfilename=name) for name in files]
+        return self.answer(200, about)
 
     do_HEAD = do_POST = do_GET
 
@@ -173,17 +171,12 @@ class Handler(http.server.BaseHTTPRequestHandler):
             return self.refuse(404, "EntryNotFound", f"{name} is not in the repository")
         content = files[name]
         if len(content) < LARGE:
-            return self.answer(
-                200, content, ETag=f'"{oid(content)}"', X_Repo_Commit=commit, Accept_Ranges="bytes"
-            )
-        self.server.hub.large[sha256(content)] = (repository, content)
-        return self.answer(
-            302,
-            Location=f"{self.server.hub.storage}/storage/{sha256(content)}",
-            X_Repo_Commit=commit,
-            X_Linked_ETag=f'"{sha256(content)}"',
-            X_Linked_Size=len(content),
-        )
+            headers = dict(ETag=f'"{oid(content)}"', X_Repo_Commit=commit, Accept_Ranges="bytes")
+            return self.answer(200, content, **headers)
+        key = sha256(content)
+        self.server.hub.large[key] = (repository, content)
+        headers = dict(X_Repo_Commit=commit, X_Linked_ETag=f'"{key}"', X_Linked_Size=len(content))
+        return self.answer(302, Location=f"{self.server.hub.storage}/storage/{key}", **headers)
 
     def send_large(self, key):
         repository, content = self.server.hub.large[key]
@@ -210,15 +203,17 @@ class Hub(contextlib.AbstractContextManager):
         self.repositories = {}
         self.requests = []
         self.large = {}  # {sha256: (repository, content)} of what is in large-file storage
-        self.servers = [
-            http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) for _ in range(2)
-        ]
-        self.address, self.storage = (
-            f"http://127.0.0.1:{server.server_address[1]}" for server in self.servers
-        )
-        for server in self.servers:
-            server.hub = self
-            threading.Thread(target=server.serve_forever, daemon=True).start()
+        self.servers = []
+        self.address = self.start()
+        self.storage = self.start()
+
+    def start(self):
+        """The address of one more server on a free port."""
+        server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        server.hub = self
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        self.servers.append(server)
+        return f"http://127.0.0.1:{server.server_address[1]}"
 
     def __exit__(self, *error):
         for server in self.servers:
@@ -231,11 +226,11 @@ class Hub(contextlib.AbstractContextManager):
 
     def downloads(self):
         """Names of the files whose content was asked for, ranges included."""
-        return [
-            path
-            for path in self.requests
-            if path.startswith("GET") and ("/resolve/" in path or "/storage/" in path)
-        ]
+        found = []
+        for request in self.requests:
+            if request.startswith("GET") and ("/resolve/" in request or "/storage/" in request):
+                found.append(request)
+        return found
 
     def add(self, kind, name, folder):
         """Publish the files of a folder as "models" or "datasets" org/name."""
