@@ -324,6 +324,7 @@ def add_rows(objectives, Objective, grpo, ppo_clip, sum_in_sequence):
     # GSPO, arXiv 2507.18071, eq. 5 and 7
     row(
         "gspo",
+        local=False,
         ratios=("mean",),
         defaults=dict(
             ratio="mean",
