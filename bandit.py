@@ -17,17 +17,19 @@ softmax(A/eta), LAD's fixed point (arXiv 2602.20132) where the behaviour policy 
 uniform one. Six regimes: pi_old fixed, refreshed every k steps, or every step; the exact
 expectation under pi_old, or 64 samples a step. What an objective sees of r:
 
-    A      rows with a loss of their own (lad, entadv, clip_cov, kl_cov, flowrl), grpo, and what
-           needs a reference: A(a) itself, as in LAD's paper, not standardised anew over each group,
-           which would move the target.
+    A      rows with a loss of their own (lad, entadv, clip_cov, kl_cov, cispo, sapo, dppo_tv,
+           dppo_kl, flowrl, and gflowrl and oapl, which make their A of r(a) themselves), rows with
+           GRPO's advantage, and what needs a reference: A(a) itself, as in LAD's paper, not
+           standardised anew over each group, which would move the target.
     0/1    transforms of verifiable rewards: r ~ Bernoulli(r(a)) in groups of G = 8. The exact
            expectation is over the arm, its reward, and the successes c ~ Binomial(G - 1, p) among
            the other seven, p = E_pi_old[r].
 
-The reference policy is the uniform one. flowrl has beta = 1/eta, which makes its own target,
-ref e^(beta A), softmax(A/eta) too; its log Z is a learned scalar. fade's p and H are those of
-pi_old. Covariances (clip_cov, kl_cov) are over a run's 50 arms or 64 samples; one of these is
-chosen, a larger share than the paper's 2e-4.
+The reference policy is the uniform one, and so is distill's teacher. flowrl has beta = 1/eta, which
+makes its own target, ref e^(beta A), softmax(A/eta) too, and so have gflowrl and oapl, whose beta
+goes with r as it is; flowrl's log Z is a learned scalar. fade's p and H are those of pi_old.
+Covariances (clip_cov, kl_cov) are over a run's 50 arms or its samples; one of these is chosen, a
+larger share than the paper's 2e-4.
 
 The author's landscape is that of a later repository of LAD's first author (WindyLee0822/SEAL,
 toy_example.py): broad overlapping peaks, r min-max normalised, 32 samples a step, eta 1. The rest
@@ -97,7 +99,7 @@ LANDSCAPES = {
 }
 OURS = LANDSCAPES["ours"]
 
-NAMED = ("alpha", "delta", "success_weight", "pass_k", "ent_coef", "ent_kappa")
+NAMED = ("alpha", "delta", "focal_gamma", "success_weight", "pass_k", "ent_coef", "ent_kappa")
 ALSO = ", ".join(f"{key} {getattr(lad.Config, key):g}" for key in NAMED)
 
 # binary: sees 0/1; stateful: its advantage may read p and H
@@ -155,12 +157,16 @@ def is_binary(objective):
     return objective.loss is lad.ppo_clip and own_advantage and not objective.needs
 
 
-def make_row(label, name, eta, **changes):
+def make_row(label, name, eta, landscape=OURS, **changes):
+    """A Row whose objective, where it has a target of its own, has softmax(A/eta)."""
     objective = lad.OBJECTIVES[name]
+    temperature = eta * rewards(landscape).std().item()  # of r, which is not standardised
     settings = dict(objective.defaults)
     settings.update(
         eta=eta,
         flow_beta=1 / eta,
+        gflow_beta=1 / temperature,
+        oapl_beta=temperature,
         ratio="token",
         aggregation="token",
     )
@@ -170,18 +176,22 @@ def make_row(label, name, eta, **changes):
     return Row(label, name, cfg, is_binary(objective), stateful)
 
 
-def make_rows(eta, names=None):
+def make_rows(eta, names=None, landscape=OURS):
     """A Row for each of `names` (default: all of lad.OBJECTIVES, those with one loss together); lad
     once for each generator, grpo clipped and not."""
     rows = []
     for name in names or sorted(lad.OBJECTIVES, key=place):
         if name == "lad":
             for divergence in lad.KNOBS["divergence"].metadata["choices"]:
-                rows.append(make_row(f"lad {divergence}", name, eta, divergence=divergence))
+                rows.append(
+                    make_row(f"lad {divergence}", name, eta, landscape, divergence=divergence)
+                )
             continue
         if name == "grpo":
-            rows.append(make_row("grpo unclipped", name, eta, clip_low=1.0, clip_high=1e9))
-        rows.append(make_row(name.rpartition(":")[2], name, eta))
+            rows.append(
+                make_row("grpo unclipped", name, eta, landscape, clip_low=1.0, clip_high=1e9)
+            )
+        rows.append(make_row(name.rpartition(":")[2], name, eta, landscape))
     return rows
 
 
@@ -742,7 +752,7 @@ def picture_path(args, name):
 def run_bandit(args, names):
     """The six regimes: tables and a picture."""
     landscape = LANDSCAPES[args.landscape]
-    rows = make_rows(args.eta, names)
+    rows = make_rows(args.eta, names, landscape)
     learned = train(rows, args.seed, args.refresh, STEPS, landscape)
     if not learned.isfinite().all():
         die(f"{args.check}: the policy is no longer finite after {STEPS} steps")
