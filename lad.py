@@ -5,8 +5,9 @@ vLLM writes G responses to each prompt, verify.py scores them, a row of OBJECTIV
 into a gradient, FSDP2 shards the update over the GPUs that torchrun was given. The reference
 implementation of
 
-    LAD   Learning Advantage Distributions, arXiv 2602.20132. Match the ratio
-          rho = pi_theta/pi_old to e^u, u = A/eta, under an f-divergence:
+    LAD   Learning Advantage Distributions, arXiv 2602.20132, ACL 2026; its authors' code:
+          https://github.com/WindyLee0822/LAD. Match the ratio rho = pi_theta/pi_old to e^u,
+          u = A/eta, under an f-divergence:
               L = E_{y ~ pi_old} [ e^u f(z) ],   z = rho e^(-u)
     FADE  Focal Advantage with Dynamic Entropy, arXiv 2607.01490.
               A_i = (1 - rbar)^(alpha - 1) (r_i - rbar)   [/ delta if r_i < rbar]
@@ -16,18 +17,18 @@ and of the policy gradients that their papers compare them with (baselines.py). 
 departs from the papers:
 
   1. LAD's ratio is per token by default, as PPO code takes it; the derivation has whole sequences,
-     and `--ratio sequence` takes them. The fixed point of the former is e^u per token.
+     and `--ratio sequence` takes them, `--ratio mean` their geometric mean. The fixed point of the
+     first is e^u per token.
   2. LAD's generators have the constants of the authors' code (as accounts of it go): js keeps the
      factor 1/2 of the textbook, hd and tv do not.
   3. FADE's averaging constant 0.02 is read as new = 0.98 old + 0.02 batch; rbar is the prompt's own
      solve rate, p the whole batch's. Judgement calls: we know an account of the paper, not its
      code.
   4. FADE's H is the mean of -log pi(y_t) over sampled tokens, as vLLM gives them: unbiased for
-  their
-     entropy, and free.
+     their entropy, and free.
   5. Group standard deviations are torch.std (G - 1 in the denominator), as in TRL and verl.
-  6. Truncated importance sampling between vLLM and the trainer is on for every objective, token by
-     token (`--tis_cap 0`: off).
+  6. Truncated importance sampling between vLLM and the trainer is on for every objective but oapl,
+     token by token (`--tis_cap 0`: off; `--tis_mode`: masks, or weights of whole responses).
 
 Run it:
     python lad.py --config tiny --objective fade           # no GPU, no downloads, some minutes
@@ -649,12 +650,12 @@ def fade(r, cfg, state):
 
 
 def power(r, cfg, state):
-    """FADE's first half: Power(alpha)."""
+    """FADE's first half: Power(alpha). Divided by sd it is F-GRPO (f_grpo), which was first."""
     return focal(r, state.get("correct", r), cfg.alpha, 1.0)
 
 
 def asym(r, cfg, state):
-    """FADE's second half: AsymGRPO(delta)."""
+    """FADE's second half: AsymGRPO(delta); arXiv 2604.04894 has another method of that name."""
     return focal(r, state.get("correct", r), 1.0, cfg.delta)
 
 

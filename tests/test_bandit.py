@@ -146,8 +146,8 @@ def test_gflowrl_keeps_the_target_without_a_head(learned):
 
 
 def test_cispo_goes_on_where_grpo_stands_still(learned):
-    """Its weight is cut at 5, its gradient goes on: while pi_old stays it leaves GRPO's clip behind,
-    and refreshed it collapses."""
+    """Its weight is cut, not its gradient: while pi_old stays it leaves GRPO's clip behind, and
+    refreshed it collapses."""
     ratio = learned["cispo"][FIXED] * bandit.ARMS
     assert ratio.max() > 5 and bandit.entropy(learned["cispo"][FIXED]) > 1
     assert bandit.entropy(learned["cispo"][EVERY_STEP]) < 0.2
