@@ -29,6 +29,13 @@ class Knobs:
     cov_high: float = knob(5.0, "clip_cov: and below this")
     cov_kl: float = knob(1.0, "kl_cov: weight of abs(log pi_theta - log pi_old)", 0)
     flow_beta: float = knob(15.0, "flowrl: beta, the inverse temperature of the target", 0)
+    gflow_beta: float = knob(8.0, "gflowrl: beta, the same of a whole response's reward", 0)
+    gflow_cap: float = knob(1.2, "gflowrl: ceiling of the weight rho of a response", 1)
+    oapl_beta: float = knob(1.0, "oapl: beta, the temperature of the target e^(r/beta)", 1e-3)
+    focal_gamma: float = knob(1.0, "f_grpo: gamma of the focus (1 - solve rate)^gamma", 0)
+    dppo_delta: float = knob(0.15, "dppo_tv, dppo_kl: divergence at which a token is masked", 0)
+    sapo_up: float = knob(1.0, "sapo: temperature of the gate where A > 0", 1e-3)
+    sapo_down: float = knob(1.05, "sapo: and elsewhere: higher, gone sooner", 1e-3)
 # fmt: on
 
 
@@ -84,7 +91,82 @@ def passk(r, cfg, state):
     return right * k * chance
 
 
+def f_grpo(grpo, r, cfg, state):
+    """(1 - mu)^gamma (r - rbar)/sd, mu the share of the group that is right. F-GRPO, arXiv
+    2602.06717, five months before FADE: Power(1 + gamma) on advantages divided by sd."""
+    solved = is_right(r, state).mean(-1, keepdim=True)
+    return (1 - solved) ** cfg.focal_gamma * grpo(r, cfg, state)
+
+
+def oapl_advantage(r, cfg, state):
+    """r - V, V = beta log mean e^(r/beta): with it pi_old e^((r - V)/beta) sums to 1, but for the
+    group's sampling. OAPL, arXiv 2602.19362."""
+    scaled = r / cfg.oapl_beta
+    value = torch.logsumexp(scaled, -1, keepdim=True) - math.log(r.shape[-1])
+    return r - cfg.oapl_beta * value
+
+
+def gflow_gap(r, cfg, state):
+    """beta r - drift less its mean, drift = log pi_old(y)/pi_ref(y): minus the flow gap, with log Z
+    as the group's mean. 0 where pi_old = pi_ref e^(beta r)/Z. GFlowRL, arXiv 2607.13394, eq. 4 and
+    6."""
+    flow = cfg.gflow_beta * r - state["drift"]
+    return flow - flow.mean(-1, keepdim=True)
+
+
+def no_advantage(r, cfg, state):
+    """Rewards are measured, and not learned from."""
+    return torch.zeros_like(r)
+
+
 # ==== 2. Losses =================================================================================
+
+
+def cispo(log_ratio, adv, cfg, t):
+    """-sg[clip(rho, 1 - clip_low, 1 + clip_high)] A log pi: where PPO drops a token's gradient,
+    here its weight is clipped. CISPO, arXiv 2506.13585, eq. 4 and 5."""
+    ratio = log_ratio.detach().exp()
+    weight = ratio.clamp(1 - cfg.clip_low, 1 + cfg.clip_high)
+    return -weight * adv * t["logp"], weight != ratio
+
+
+def sapo(log_ratio, adv, cfg, t):
+    """-f(rho) A, f(rho) = 4/tau sigmoid(tau (rho - 1)), tau = sapo_up where A > 0, else sapo_down:
+    a gate, of slope 1 at rho = 1, that closes softly where PPO's clip has a corner. SAPO, arXiv
+    2511.20347."""
+    tau = torch.full_like(adv, cfg.sapo_down).masked_fill(adv > 0, cfg.sapo_up)
+    gate = torch.sigmoid(tau * (log_ratio.exp() - 1)) * 4 / tau
+    return -gate * adv, torch.zeros_like(adv, dtype=torch.bool)
+
+
+def dppo(divergence, log_ratio, adv, cfg, t):
+    """-M rho A, M = 0 where D(pi_old || pi_theta) > dppo_delta and the step would lead further
+    away: rho > 1 where A > 0, rho < 1 where A < 0. D is of two outcomes, the sampled token and any
+    other. DPPO, arXiv 2602.04879, eq. 12."""
+    logp, old = t["logp"].detach(), t["old"]
+    leads_away = torch.sign(adv) * (logp - old) > 0
+    masked = leads_away & (divergence(old, logp) > cfg.dppo_delta)
+    return -log_ratio.exp() * adv * ~masked, masked
+
+
+def binary_tv(log_q, log_p):
+    """|q - p|."""
+    return (log_q.exp() - log_p.exp()).abs()
+
+
+def binary_kl(log_q, log_p):
+    """q log(q/p) + (1 - q) log((1 - q)/(1 - p))."""
+    rest_q = -torch.expm1(log_q)  # 1 - q, exact where q is nearly 1
+    rest_p = -torch.expm1(log_p)
+    of_rest = rest_q * (rest_q.clamp_min(1e-12).log() - rest_p.clamp_min(1e-12).log())
+    return log_q.exp() * (log_q - log_p) + of_rest
+
+
+def distill(ppo_clip, log_ratio, adv, cfg, t):
+    """PPO on A_t = log pi_ref(y_t) - log pi_theta(y_t), without gradient: at sampled tokens, given
+    their beginning, that is the gradient of KL(pi_theta || pi_ref). The reference is the teacher.
+    https://thinkingmachines.ai/blog/on-policy-distillation/"""
+    return ppo_clip(log_ratio, t["ref"] - t["logp"].detach(), cfg, t)
 
 
 def entadv(ppo_clip, log_ratio, adv, cfg, t):
@@ -147,6 +229,23 @@ def flowrl(sum_in_sequence, log_ratio, adv, cfg, t):
     return w * gap**2, torch.zeros_like(adv, dtype=torch.bool)
 
 
+def gflowrl(sum_in_sequence, log_ratio, adv, cfg, t):
+    """w (log pi/pi_old - clip(A, -clip_high, clip_low))^2 of whole sequences, w = min(rho,
+    gflow_cap) without gradient, A as gflow_gap has it. The paper clips the gap, -A, into
+    [-clip_low, clip_high]. GFlowRL, arXiv 2607.13394, eq. 7 and 8."""
+    log_rho = sum_in_sequence((t["logp"] - t["old"]) * t["mask"], t["seq"])
+    w = log_rho.detach().clamp(-20, math.log(cfg.gflow_cap)).exp()
+    goal = adv.clamp(-cfg.clip_high, cfg.clip_low)
+    return w * (log_rho - goal) ** 2, goal != adv
+
+
+def oapl(sum_in_sequence, log_ratio, adv, cfg, t):
+    """(beta log pi/pi_old - A)^2 of whole sequences, A = r - V: LAD's fixed point pi_old e^(r/beta)
+    by least squares in the logarithm. OAPL, arXiv 2602.19362, eq. 3."""
+    log_rho = sum_in_sequence((t["logp"] - t["old"]) * t["mask"], t["seq"])
+    return (cfg.oapl_beta * log_rho - adv) ** 2, torch.zeros_like(adv, dtype=torch.bool)
+
+
 # ==== 3. FlowRL's head ==========================================================================
 
 
@@ -202,13 +301,67 @@ def add_rows(objectives, Objective, grpo, ppo_clip, sum_in_sequence):
     def row(name, advantage=grpo, loss=ppo_clip, **more):
         objectives[name] = Objective(advantage, loss, **more)
 
+    # Advantages, under PPO's loss
     row("reinforce", reinforce, learns_from_equal=True)
     row("w_reinforce", w_reinforce, learns_from_equal=True)
     row("rloo", rloo)
     row("dr_grpo", dr_grpo, defaults=dict(aggregation="constant"))
     row("maxrl", maxrl)
     row("passk", passk)
+    row("f_grpo", partial(f_grpo, grpo))
+
+    # GRPO's advantage under PPO's loss, with settings of their own. DAPO, arXiv 2503.14476
+    row(
+        "dapo",
+        defaults=dict(
+            aggregation="token",
+            clip_low=0.2,
+            clip_high=0.28,
+            zero_variance="refill",
+            overlong="shape",
+        ),
+    )
+    # GSPO, arXiv 2507.18071, eq. 5 and 7
+    row(
+        "gspo",
+        local=False,
+        ratios=("mean",),
+        defaults=dict(
+            ratio="mean",
+            aggregation="sequence",
+            clip_low=3e-4,
+            clip_high=4e-4,
+        ),
+    )
+
+    # GRPO's advantage, under other losses of the tokens' ratios. CISPO has no lower bound; for the
+    # upper one its paper names no number
+    row(
+        "cispo",
+        loss=cispo,
+        ratios=("token",),
+        defaults=dict(clip_low=1.0, clip_high=4.0),
+    )
+    row(
+        "sapo",
+        loss=sapo,
+        ratios=("token",),
+        defaults=dict(aggregation="sequence"),
+    )
+    row(
+        "dppo_tv",
+        loss=partial(dppo, binary_tv),
+        ratios=("token",),
+        defaults=dict(dppo_delta=0.15),
+    )
+    row(
+        "dppo_kl",
+        loss=partial(dppo, binary_kl),
+        ratios=("token",),
+        defaults=dict(dppo_delta=0.05),
+    )
     row("entadv", loss=partial(entadv, ppo_clip))
+
     # local = False: the covariance is over a micro-batch's tokens
     row(
         "clip_cov",
@@ -216,9 +369,15 @@ def add_rows(objectives, Objective, grpo, ppo_clip, sum_in_sequence):
         local=False,
         defaults=dict(clip_low=1.0, clip_high=1.0),
     )
+    # in a single update it would be grpo
     row(
-        "kl_cov", loss=kl_cov, local=False, defaults=dict(cov_share=2e-3, minibatches=8)
-    )  # in a single update it would be grpo
+        "kl_cov",
+        loss=kl_cov,
+        local=False,
+        defaults=dict(cov_share=2e-3, minibatches=8),
+    )
+
+    # Least squares of whole responses
     row(
         "flowrl",
         loss=partial(flowrl, sum_in_sequence),
@@ -227,4 +386,34 @@ def add_rows(objectives, Objective, grpo, ppo_clip, sum_in_sequence):
         of_sequences=True,
         learns_from_equal=True,
         defaults=dict(aggregation="sequence"),
+    )
+    row(
+        "gflowrl",
+        gflow_gap,
+        partial(gflowrl, sum_in_sequence),
+        needs=("ref",),
+        local=False,
+        of_sequences=True,
+        learns_from_equal=True,
+        defaults=dict(aggregation="sequence"),
+    )
+    # without importance weights, which its paper does away with
+    row(
+        "oapl",
+        oapl_advantage,
+        partial(oapl, sum_in_sequence),
+        local=False,
+        of_sequences=True,
+        learns_from_equal=True,
+        defaults=dict(aggregation="sequence", tis_cap=0.0),
+    )
+
+    # A teacher instead of rewards
+    row(
+        "distill",
+        no_advantage,
+        partial(distill, ppo_clip),
+        needs=("ref",),
+        learns_from_equal=True,
+        ratios=("token",),
     )

@@ -5,8 +5,9 @@ vLLM writes G responses to each prompt, verify.py scores them, a row of OBJECTIV
 into a gradient, FSDP2 shards the update over the GPUs that torchrun was given. The reference
 implementation of
 
-    LAD   Learning Advantage Distributions, arXiv 2602.20132. Match the ratio
-          rho = pi_theta/pi_old to e^u, u = A/eta, under an f-divergence:
+    LAD   Learning Advantage Distributions, arXiv 2602.20132, ACL 2026; its authors' code:
+          https://github.com/WindyLee0822/LAD. Match the ratio rho = pi_theta/pi_old to e^u,
+          u = A/eta, under an f-divergence:
               L = E_{y ~ pi_old} [ e^u f(z) ],   z = rho e^(-u)
     FADE  Focal Advantage with Dynamic Entropy, arXiv 2607.01490.
               A_i = (1 - rbar)^(alpha - 1) (r_i - rbar)   [/ delta if r_i < rbar]
@@ -16,18 +17,18 @@ and of the policy gradients that their papers compare them with (baselines.py). 
 departs from the papers:
 
   1. LAD's ratio is per token by default, as PPO code takes it; the derivation has whole sequences,
-     and `--ratio sequence` takes them. The fixed point of the former is e^u per token.
-  2. LAD's generators keep the factor 1/2 of the textbook definitions (the authors' code is said to
-     omit it).
+     and `--ratio sequence` takes them, `--ratio mean` their geometric mean. The fixed point of the
+     first is e^u per token.
+  2. LAD's generators have the constants of the authors' code (as accounts of it go): js keeps the
+     factor 1/2 of the textbook, hd and tv do not.
   3. FADE's averaging constant 0.02 is read as new = 0.98 old + 0.02 batch; rbar is the prompt's own
      solve rate, p the whole batch's. Judgement calls: we know an account of the paper, not its
      code.
   4. FADE's H is the mean of -log pi(y_t) over sampled tokens, as vLLM gives them: unbiased for
-  their
-     entropy, and free.
+     their entropy, and free.
   5. Group standard deviations are torch.std (G - 1 in the denominator), as in TRL and verl.
-  6. Truncated importance sampling between vLLM and the trainer is on for every objective, token by
-     token (`--tis_cap 0`: off).
+  6. Truncated importance sampling between vLLM and the trainer is on for every objective but oapl,
+     token by token (`--tis_cap 0`: off; `--tis_mode`: masks, or weights of whole responses).
 
 Run it:
     python lad.py --config tiny --objective fade           # no GPU, no downloads, some minutes
@@ -87,7 +88,7 @@ import torch.nn.functional as F
 import baselines
 import verify
 from harness import checkpoint, command, tracking
-from harness.data import draw, find_model, load_data, load_tokenizer
+from harness.data import draw, find_model, find_reference, load_data, load_tokenizer
 from harness.metrics import pass_at_k
 from harness.ranks import all_reduce, claim, join, leave, leave_together, print0, rank, watch, world
 from harness.responses import count_distinct, response_texts
@@ -150,11 +151,13 @@ class Config(baselines.Knobs):
                                  "above it we stop; 0: never", 0)
 
     # objective
-    ratio: str = knob("token", "pi_theta/pi_old of a token or of its sequence", of="token sequence")
+    ratio: str = knob("token", "pi_theta/pi_old of a token, of its sequence, or the geometric mean "
+                      "of that over its tokens", of="token sequence mean")
     clip_low: float = knob(0.2, "PPO clips the ratio below 1 - this", 0, 1)
     clip_high: float = knob(0.28, "and above 1 + this (clip-higher, DAPO)", 0)
     dual_clip: float = knob(0.0, "PPO: cap over 1 of the ratio where A < 0 (verl: 3); 0: none", 0)
-    eta: float = knob(0.25, "LAD: temperature of the target e^(A/eta)", 1e-3)
+    eta: float = knob(0.25, "LAD: temperature of the target e^(A/eta); its authors' code has kappa "
+                      "= 1/eta, 4 in the main runs", 1e-3)
     divergence: str = knob("js", "LAD: generator f", of="kl rkl jf js hd tv kl_c rkl_c")
     alpha: float = knob(2.0, "power: focus on hard prompts, (1 - solve rate)^(alpha - 1)", 0)
     delta: float = knob(0.5, "asym: divides the weight of failures", 1e-3)
@@ -163,8 +166,13 @@ class Config(baselines.Knobs):
     fade_rate: float = knob(0.02, "FADE: share of the new batch in the running p and H", 0, 1)
     fade_entropy: float = knob(0.0, "FADE: H*, in nats; 0: half of the first batch's entropy", 0)
     kl_coef: float = knob(0.0, "weight of the k3 estimate of KL to the reference model", 0)
+    reference: str = knob("", "reference model, as for model; empty: the model as it starts")
     ref_every: int = knob(0, "batches after which the reference becomes the policy; 0: never", 0)
     tis_cap: float = knob(2.0, "cap of the trainer/vLLM importance weight; 0: no such weight", 0)
+    tis_floor: float = knob(0.0, "and its least value, below which a mask makes it 0", 0)
+    tis_mode: str = knob("token_truncate", "that weight is a token's or its response's; beyond the "
+                         "cap it is cut (TIS), or 0 (token: IcePop, sequence: MIS)",
+                         of="token_truncate token_mask sequence_truncate sequence_mask")
     aggregation: str = knob("token", "mean over tokens, over sequence means, or sum/constant",
                             of="token sequence constant")
     zero_variance: str = knob("keep", "groups with equal verdicts: keep, drop, or refill the batch",
@@ -172,7 +180,8 @@ class Config(baselines.Knobs):
     refill_rounds: int = knob(3, "rounds of generation at most for one batch, with refill", 1)
     overlong: str = knob("keep", "truncated responses: keep, mask, or shape (DAPO's soft penalty)",
                          of="keep mask shape")
-    overlong_buffer: int = knob(2048, "shape: last tokens, over which the penalty grows to 1/2", 1)
+    overlong_buffer: int = knob(0, "shape: last tokens, over which the penalty grows to 1/2; 0: a "
+                                "fifth of max_tokens", 0)
 
     # optimization
     minibatches: int = knob(1, "optimizer steps in one pass over a rollout batch", 1)
@@ -225,7 +234,7 @@ def load_config(argv):
     # sequences brings their aggregation
     objective = OBJECTIVES[values.get("objective", Config.objective)]
     defaults = dict(objective.defaults)
-    if values.get("ratio") == "sequence":
+    if values.get("ratio", "token") != "token":
         defaults["aggregation"] = "sequence"
     cfg = Config(**defaults | values)
     cfg.config = name
@@ -236,7 +245,7 @@ def load_config(argv):
         cfg.resume = resume or cfg.out
 
     # What no knob's range can say
-    if objective.of_sequences or cfg.ratio == "sequence":
+    if objective.of_sequences or cfg.ratio != "token":
         if cfg.aggregation != "sequence":
             die(
                 f"aggregation = {cfg.aggregation} would count a loss of whole sequences once for "
@@ -255,7 +264,42 @@ def load_config(argv):
         die(f"prompts = {cfg.prompts} does not divide into minibatches = {cfg.minibatches}")
     if cfg.objective == "passk" and cfg.pass_k > cfg.group:
         die(f"pass_k = {cfg.pass_k} is more than the {cfg.group} responses of a group")
+    refuse_combinations(cfg, objective)
     return cfg
+
+
+def refuse_combinations(cfg, objective):
+    """Leave with one line where an objective is asked for without what makes it that objective, or
+    a setting would be read by nothing."""
+    # The ratio that the objective is defined with
+    if objective.ratios and cfg.ratio not in objective.ratios:
+        die(
+            f"ratio = {cfg.ratio}: {cfg.objective} is defined with ratio = "
+            f"{' or '.join(objective.ratios)}; leave --ratio out"
+        )
+
+    # The reference
+    if cfg.objective == "distill" and not cfg.reference:
+        die("distill learns from another model: name the teacher with --reference")
+    if cfg.reference and "ref" not in objective.needs and not cfg.kl_coef:
+        die(f"reference = {cfg.reference}: {cfg.objective} reads no reference unless kl_coef > 0")
+    if cfg.reference and cfg.ref_every:
+        die(f"ref_every = {cfg.ref_every} would overwrite reference = {cfg.reference}: give one")
+
+    # The weights for what lies between vLLM and the trainer
+    if cfg.tis_floor and not cfg.tis_mode.endswith("mask"):
+        die(
+            f"tis_floor = {cfg.tis_floor} is read by a mask alone, not by tis_mode = {cfg.tis_mode}"
+        )
+    if cfg.tis_floor and cfg.tis_floor >= cfg.tis_cap:
+        die(f"tis_floor = {cfg.tis_floor} leaves nothing below tis_cap = {cfg.tis_cap}")
+
+    # DAPO's penalty
+    if cfg.overlong == "shape" and cfg.overlong_buffer > cfg.max_tokens:
+        die(
+            f"overlong_buffer = {cfg.overlong_buffer} is more than max_tokens = {cfg.max_tokens}: "
+            "every response would be punished; 0 is a fifth of max_tokens"
+        )
 
 
 # ==== 2. Rollouts ===============================================================================
@@ -474,9 +518,11 @@ def shaped_reward(sample, cfg):
 
 def overlong_penalty(length, cfg):
     """Rises from 0 to 1/2 over the last overlong_buffer tokens. DAPO, arXiv 2503.14476, eq. 13, has
-    1 where a right and a wrong answer are 2 apart; here they are 1 apart."""
-    over = length - (cfg.max_tokens - cfg.overlong_buffer)
-    return 0.5 * min(max(over / cfg.overlong_buffer, 0.0), 1.0)
+    1 where a right and a wrong answer are 2 apart; here they are 1 apart. Its buffer is 4,096 of
+    20,480 tokens."""
+    buffer = cfg.overlong_buffer or cfg.max_tokens / 5
+    over = length - (cfg.max_tokens - buffer)
+    return 0.5 * min(max(over / buffer, 0.0), 1.0)
 
 
 def scorable(group):
@@ -604,12 +650,12 @@ def fade(r, cfg, state):
 
 
 def power(r, cfg, state):
-    """FADE's first half: Power(alpha)."""
+    """FADE's first half: Power(alpha). Divided by sd it is F-GRPO (f_grpo), which was first."""
     return focal(r, state.get("correct", r), cfg.alpha, 1.0)
 
 
 def asym(r, cfg, state):
-    """FADE's second half: AsymGRPO(delta)."""
+    """FADE's second half: AsymGRPO(delta); arXiv 2604.04894 has another method of that name."""
     return focal(r, state.get("correct", r), 1.0, cfg.delta)
 
 
@@ -660,8 +706,9 @@ def update_state(state, solve_rate, entropy, cfg):
 
 
 # Losses: (log_ratio, A, cfg, t) -> (loss of each token, whether it is clipped), each of one shape.
-# log_ratio = log pi_theta - log pi_old, of each token, or of the whole sequence at each of its
-# tokens. t: logp, old, mask, seq; entropy (without gradient), ref, log_z where they are known.
+# log_ratio = log pi_theta - log pi_old, of each token, or of the whole sequence (its sum or its
+# mean) at each of its tokens. t: logp, old, mask, seq; entropy (without gradient), ref, log_z where
+# they are known.
 
 
 def ppo_clip(log_ratio, adv, cfg, t):
@@ -692,7 +739,7 @@ def generator(cfg):
     """The name of f. kl and rkl carry f'(1) (z - 1), whose mean is 0 only where a token's weight
     does not depend on the response that it is of. Where it does they are centred (see
     f_divergence), or that term would be a drift, in length for example, as large as a gradient."""
-    by_length = cfg.ratio == "token" and cfg.aggregation == "sequence"
+    by_length = cfg.ratio == "mean" or (cfg.ratio == "token" and cfg.aggregation == "sequence")
     chosen = cfg.overlong == "mask" or cfg.zero_variance != "keep"
     if cfg.divergence in ("kl", "rkl") and (by_length or chosen):
         return f"{cfg.divergence}_c"
@@ -712,10 +759,10 @@ def f_divergence(name, log_z, log_ratio, u):
         return (rho - e_u) * log_z
     if name == "js":  # f(z) = 1/2 [z log z - (z + 1) log((z + 1)/2)]
         return 0.5 * (rho * (log_z - log_mean(log_z)) - e_u * log_mean(log_z))
-    if name == "hd":  # f(z) = 1/2 (sqrt z - 1)^2
-        return 0.5 * ((0.5 * log_ratio).exp() - (0.5 * u).exp()) ** 2
-    if name == "tv":  # f(z) = 1/2 |z - 1|
-        return 0.5 * (rho - e_u).abs()
+    if name == "hd":  # f(z) = (sqrt z - 1)^2
+        return ((0.5 * log_ratio).exp() - (0.5 * u).exp()) ** 2
+    if name == "tv":  # f(z) = |z - 1|
+        return (rho - e_u).abs()
     # f'(1) (z - 1) is 0 in expectation under pi_old. Without it f'(1) = 0: less variance
     if name == "kl_c":  # f(z) = z log z - (z - 1)
         return rho * (log_z - 1) + e_u
@@ -765,6 +812,8 @@ class Objective:
     local: bool = True
     # is the loss of a token its whole sequence's?
     of_sequences: bool = False
+    # the settings of ratio that it is defined with; empty: all
+    ratios: tuple = ()
     # does a group of equal rewards move the policy?
     learns_from_equal: bool = False
     # settings that belong to the method, below what a preset or a flag says: {knob: value}
@@ -798,8 +847,9 @@ def policy_loss(name, logp, old_logp, adv, mask, cfg, seq=None, **more):
 
     logp, old_logp and mask are packed [R] with `seq` [R] naming each token's sequence, or padded
     [B,T]; adv has the same shape, or [B] for the latter. `more`: entropy, ref, log_z, where the
-    objective needs them. Masked tokens get 0. With ratio = "sequence" every token of a sequence
-    carries the sequence's loss, so that aggregation "sequence" is the mean of E_y [loss(y)].
+    objective needs them. Masked tokens get 0. With ratio = "sequence" or "mean" every token of a
+    sequence carries the sequence's loss, so that aggregation "sequence" is the mean of
+    E_y [loss(y)].
     """
     # One advantage a sequence, or one a token
     if adv.dim() < logp.dim():
@@ -809,9 +859,11 @@ def policy_loss(name, logp, old_logp, adv, mask, cfg, seq=None, **more):
     mask = mask.to(logp)
     log_ratio = (logp - old_logp) * mask
     bounded = log_ratio.clamp(-20, 20)  # e^20 is a broken run already; inf would hide which
-    if cfg.ratio == "sequence":
-        # 8,192 tokens get there at 0.0024 nats each: bound the value, and keep its pull
+    if cfg.ratio != "token":
         log_ratio = sum_in_sequence(log_ratio, seq)
+        if cfg.ratio == "mean":  # of the logarithms: (pi_theta/pi_old)^(1/T), as GSPO takes it
+            log_ratio = log_ratio / sum_in_sequence(mask, seq).clamp_min(1)
+        # 8,192 tokens get there at 0.0024 nats each: bound the value, and keep its pull
         bounded = log_ratio + (log_ratio.clamp(-20, 20) - log_ratio).detach()
 
     # The objective's own loss
@@ -1450,11 +1502,8 @@ def scaled_loss(cfg, inputs, logp, entropy, log_z=None, part=slice(None)):
     known = dict(entropy=entropy.detach(), ref=ref, log_z=log_z)
     loss, info = policy_loss(cfg.objective, logp, old, t["adv"], mask, cfg, t["seq"], **known)
 
-    # Truncated importance sampling: vLLM sampled from nearly, but not quite, the trainer's pi_old
-    mismatch = old - t["behaviour"]
-    tis = torch.ones_like(mismatch)
-    if cfg.tis_cap:
-        tis = mismatch.exp().clamp(max=cfg.tis_cap)
+    # vLLM sampled from nearly, but not quite, the trainer's pi_old
+    tis = rollout_weight(old - t["behaviour"], mask, t["seq"], cfg)
 
     # The step's loss: the objective's, so corrected, and the KL to the reference
     kl = k3(logp, ref)
@@ -1469,6 +1518,25 @@ def scaled_loss(cfg, inputs, logp, entropy, log_z=None, part=slice(None)):
         info["ratio"].max(),
     ]
     return total, stats
+
+
+def rollout_weight(mismatch, mask, seq, cfg):
+    """The importance weight of each token [R] for mismatch = log pi_old - log pi_vLLM, in which no
+    gradient flows: of the token, or of its response's trained tokens together (sequence).
+
+    truncate: cut at tis_cap. TIS, https://fengyao.notion.site/off-policy-rl
+    mask: 0 outside of tis_floor .. tis_cap. Of tokens IcePop, arXiv 2510.18855, with 0.5 and 5; of
+    sequences MIS, https://richardli.xyz/rl-collapse
+    """
+    if not cfg.tis_cap:
+        return torch.ones_like(mismatch)
+    if cfg.tis_mode.startswith("sequence"):
+        mismatch = sum_in_sequence(mismatch * mask, seq)
+    weight = mismatch.exp()
+    if cfg.tis_mode.endswith("truncate"):
+        return weight.clamp(max=cfg.tis_cap)
+    inside = (weight >= cfg.tis_floor) & (weight <= cfg.tis_cap)
+    return torch.where(inside, weight, 0.0)
 
 
 def accumulate_gradient(model, samples, cfg, device):
@@ -1493,7 +1561,7 @@ def accumulate_gradient(model, samples, cfg, device):
 
         # Where a token's loss depends on no other token's, its gradient is known with its log-prob
         gradient = None
-        if OBJECTIVES[cfg.objective].local and cfg.ratio == "token":
+        if is_local(cfg):
             gradient = partial(early_gradient, cfg, inputs)
         logp, entropy, log_z = model(batch, cfg.temperature, cfg.head_chunk, gradient)  # [R] each
         loss, rest = scaled_loss(cfg, inputs, logp, entropy, log_z)
@@ -1508,6 +1576,14 @@ def accumulate_gradient(model, samples, cfg, device):
     largest = all_reduce([stats[:, -1].max().item()], "max")
     means = [x / max(tokens, 1) for x in sums[1:]]
     return dict(zip(STATS, [sums[0], *means, *largest], strict=True), tokens=tokens)
+
+
+def is_local(cfg):
+    """Whether a token's loss, with its weights, depends on no other token's."""
+    weights_are_of_sequences = cfg.tis_cap and cfg.tis_mode.startswith("sequence")
+    if cfg.ratio != "token" or weights_are_of_sequences:
+        return False
+    return OBJECTIVES[cfg.objective].local
 
 
 def early_gradient(cfg, inputs, part, logp, entropy):
@@ -1570,18 +1646,19 @@ def main(argv):
     folder = find_model(cfg)
     found = checkpoint.find(cfg)
     tokenizer = load_tokenizer(folder)
+    reference_folder = find_reference(cfg, folder, tokenizer)
     rows = load_data(cfg, tokenizer)
     held_out = load_data(cfg, tokenizer, evaluation=True) if cfg.eval_data else []
     verifier = start_verifier(cfg, rows[0])
     tracking.begin(cfg, __file__, found)
 
     # vLLM first, which measures the memory that it may have; then the model, its optimizer and,
-    # where something needs it, a frozen copy of the model as it is now: the reference
+    # where something needs it, the reference: a frozen copy of the model as it is now, or another
     llm = start_vllm(cfg, folder, device)
     model = build_model(folder, cfg, device)
     reference = None
     if "ref" in OBJECTIVES[cfg.objective].needs or cfg.kl_coef:
-        reference = build_model(folder, cfg, device, trainable=False)
+        reference = build_model(reference_folder, cfg, device, trainable=False)
     turn_on_compile(cfg, device, model)
     optimizer = torch.optim.AdamW(
         model.parameters(), cfg.lr, (0.9, cfg.beta2), weight_decay=cfg.weight_decay, fused=True

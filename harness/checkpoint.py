@@ -18,7 +18,7 @@ from harness.ranks import all_reduce, leave_together, patiently, print0, rank
 from harness.settings import die, one_line
 
 # What must not change between a checkpoint and the run that goes on from it
-SAME = ("model", "objective", "data", "seed", "ref_every")
+SAME = ("model", "objective", "data", "seed", "reference", "ref_every")
 
 
 def tensors_of(model, optimizer, moving):
@@ -167,10 +167,11 @@ def is_fork(cfg):
 def refuse_other_run(cfg, path, saved):
     """Leave if what is asked for is not the run that the checkpoint is of."""
     for key in SAME:
-        if saved.get(key, 0) != getattr(cfg, key):
+        before = saved.get(key, getattr(type(cfg), key))  # a checkpoint from before there was a key
+        if before != getattr(cfg, key):
             hint = "leave out --resume" if is_fork(cfg) else "give another --out"
             die(
-                f"{path} was trained with {key} = {saved.get(key, 0)!r}, this run has "
+                f"{path} was trained with {key} = {before!r}, this run has "
                 f"{getattr(cfg, key)!r}: {hint}"
             )
     if saved["step"] > cfg.steps:

@@ -23,14 +23,15 @@ from harness.settings import die, one_line
 def find_model(cfg):
     """Folder of the starting model. Of a hub name the first rank of each machine downloads it; the
     offline default, 'tiny', is made here, and so are its rows."""
-    if "tiny" in (cfg.model, cfg.data, cfg.eval_data):
+    if "tiny" in (cfg.model, cfg.data, cfg.eval_data, cfg.reference):
         from harness import tiny  # whose lock lets the first rank of a machine make it
 
         try:
             made = tiny.make()
         except OSError as error:
             die(f"'tiny' is made in ~/.cache/lad: {one_line(error)}; set HOME to a writable folder")
-        for key, part in (("model", "model"), ("data", "train"), ("eval_data", "test")):
+        parts = dict(model="model", reference="model", data="train", eval_data="test")
+        for key, part in parts.items():
             if getattr(cfg, key) == "tiny":
                 setattr(cfg, key, str(made[part]))
     if Path(cfg.model).is_dir():
@@ -38,8 +39,27 @@ def find_model(cfg):
     return download(cfg.model)
 
 
-def download(model):
-    """Folder of a model of the hub, org/name or org/name@revision: in the cache, or fetched now."""
+def find_reference(cfg, folder, tokenizer):
+    """Folder of the reference model: the starting model's, or that of cfg.reference, which must
+    read the starting model's tokens as it does."""
+    if not cfg.reference:
+        return folder
+    other = cfg.reference
+    if not Path(other).is_dir():
+        other = download(other, "reference")
+    words = load_tokenizer(other).get_vocab()
+    for word, i in tokenizer.get_vocab().items():
+        if words.get(word) != i:
+            die(
+                f"reference = {cfg.reference}: its tokenizer is not that of {cfg.model}: {word!r} "
+                f"is {words.get(word)} there and {i} here, and log-probs are of tokens"
+            )
+    return other
+
+
+def download(model, key="model"):
+    """Folder of a model of the hub, org/name or org/name@revision: in the cache, or fetched now.
+    key: the setting that names it."""
     from huggingface_hub import snapshot_download
 
     name, _, revision = model.partition("@")
@@ -59,7 +79,7 @@ def download(model):
         try:
             fetch()
         except Exception as error:  # of a dozen types, all with a message worth passing on
-            message = f"model = {model!r}: no such folder, and the hub says: {one_line(error)}"
+            message = f"{key} = {model!r}: no such folder, and the hub says: {one_line(error)}"
     leave_together(message)
     return fetch(local_files_only=True)
 

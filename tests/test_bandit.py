@@ -25,28 +25,61 @@ def learned():
     """{label: [REGIMES, ARMS]} after the whole 4,000 steps, pi_old refreshed every 1,000 in "every
     k": four times over."""
     torch.set_num_threads(1)
-    rows = bandit.make_rows(ETA, ["lad", "grpo", "lad_anchor", "dr_grpo", "flowrl"])
+    names = ["lad", "grpo", "lad_anchor", "dr_grpo", "flowrl", "gflowrl", "oapl", "cispo"]
+    rows = bandit.make_rows(ETA, names)
     return {
         row.label: pi for row, pi in zip(rows, bandit.train(rows, 0, K, bandit.STEPS), strict=False)
     }
 
 
-def softmax_of_A(eta):
+def softmax_of_A(eta, landscape=bandit.OURS):
     """The target by hand: r standardised over the arms, with G - 1 in the deviation."""
-    r = bandit.landscape().tolist()
+    r = bandit.rewards(landscape).tolist()
     mean = sum(r) / len(r)
     deviation = math.sqrt(sum((x - mean) ** 2 for x in r) / (len(r) - 1))
     weights = [math.exp((x - mean) / deviation / eta) for x in r]
     return torch.tensor([w / sum(weights) for w in weights], dtype=torch.float64)
 
 
+def peaks(r):
+    return [i for i in range(1, 49) if r[i] > r[i - 1] and r[i] > r[i + 1]]
+
+
 def test_the_problem():
-    r = bandit.landscape()
+    r = bandit.rewards()
     assert r.shape == (50,) and 0 <= r.min() and r.max() <= 1
-    assert [i for i in range(1, 49) if r[i] > r[i - 1] and r[i] > r[i + 1]] == [8, 24, 40]
+    assert peaks(r) == [8, 24, 40]
     torch.testing.assert_close(bandit.target(ETA), softmax_of_A(ETA), rtol=1e-4, atol=0)
     shares = bandit.mode_masses(bandit.target(ETA))
     assert shares.sum() > 0.95 and (shares > 0.15).all()  # three modes to lose
+
+
+def test_the_authors_landscape():
+    """Gaussians of sigma 5 and heights 4, 5, 4 at arms 10, 25 and 40, min-max normalised."""
+    author = bandit.LANDSCAPES["author"]
+    r = bandit.rewards(author)
+    heights = []
+    for arm in range(50):
+        near = [(4, 10), (5, 25), (4, 40)]
+        heights.append(sum(h * math.exp(-0.5 * ((arm - c) / 5) ** 2) for h, c in near))
+    low, high = min(heights), max(heights)
+    want = torch.tensor([(x - low) / (high - low) for x in heights], dtype=torch.float64)
+    torch.testing.assert_close(r, want, rtol=1e-12, atol=1e-12)
+    assert peaks(r) == [10, 25, 40] and (author.samples, author.eta) == (32, 1.0)
+    goal = softmax_of_A(1.0, author)
+    torch.testing.assert_close(bandit.target(1.0, author), goal, rtol=1e-4, atol=0)
+
+
+def test_lad_ends_at_the_authors_target_too():
+    """Exact and from 32 samples a step while pi_old stays; not where it is refreshed."""
+    author = bandit.LANDSCAPES["author"]
+    rows = bandit.make_rows(author.eta, ["lad"], author)
+    rows = [row for row in rows if row.label == "lad js"]
+    learned = bandit.train(rows, 0, 100, 1500, author)[0]
+    goal = softmax_of_A(author.eta, author)
+    assert tv(learned[FIXED], goal) < 0.02
+    assert tv(learned[FIXED + bandit.EXACT], goal) < 0.08
+    assert bandit.entropy(learned[EVERY_STEP]) < bandit.entropy(goal) - 1
 
 
 @pytest.mark.parametrize("name", SMOOTH)
@@ -98,6 +131,28 @@ def test_what_is_tied_to_the_reference_keeps_the_target(learned):
     )
 
 
+def test_oapl_is_lads_fixed_point_and_compounds_too(learned):
+    goal = softmax_of_A(ETA)
+    assert tv(learned["oapl"][FIXED], goal) < 0.02
+    assert tv(learned["oapl"][FIXED + bandit.EXACT], goal) < 0.05
+    assert bandit.entropy(learned["oapl"][EVERY_STEP]) < 0.2
+
+
+def test_gflowrl_keeps_the_target_without_a_head(learned):
+    """Where pi_old is refreshed its clipped gap is walked off step by step."""
+    goal = softmax_of_A(ETA)
+    assert tv(learned["gflowrl"][EVERY_STEP], goal) < 0.02
+    assert bandit.verdict(learned["gflowrl"][EVERY_STEP + bandit.EXACT], goal) == "="
+
+
+def test_cispo_goes_on_where_grpo_stands_still(learned):
+    """Its weight is cut, not its gradient: while pi_old stays it leaves GRPO's clip behind, and
+    refreshed it collapses."""
+    ratio = learned["cispo"][FIXED] * bandit.ARMS
+    assert ratio.max() > 5 and bandit.entropy(learned["cispo"][FIXED]) > 1
+    assert bandit.entropy(learned["cispo"][EVERY_STEP]) < 0.2
+
+
 # Groups of 0/1 rewards
 
 
@@ -110,8 +165,8 @@ SLOPE = {  # f' of DESIGN 3.2, of tensors
     "rkl": lambda z: -1 / z,
     "jf": lambda z: z.log() + 1 - 1 / z,
     "js": lambda z: 0.5 * (2 * z / (z + 1)).log(),
-    "hd": lambda z: 0.5 * (1 - z**-0.5),
-    "tv": lambda z: 0.5 * (z - 1).sign(),
+    "hd": lambda z: 1 - z**-0.5,
+    "tv": lambda z: (z - 1).sign(),
     "kl_c": lambda z: z.log(),
     "rkl_c": lambda z: 1 - 1 / z,
 }
@@ -119,6 +174,8 @@ WEIGHT = {  # W of A, where it is not A
     "lad": lambda a, cfg: -SLOPE[cfg.divergence]((-a / cfg.eta).exp()),
     "entadv": lambda a, cfg: a + torch.minimum(torch.full_like(a, 0.4), a.abs() / 2),
     "flowrl": lambda a, cfg: 2 * a / cfg.eta,
+    "gflowrl": lambda a, cfg: 2 * a.clamp(-cfg.clip_high, cfg.clip_low),
+    "oapl": lambda a, cfg: 2 * cfg.oapl_beta * a,
 }
 
 
@@ -190,7 +247,7 @@ def test_masses_against_closed_forms(name, G, success, failure):
 def test_exact_expectation_over_rewards_against_all_groups(name):
     """Of the clipped loss over the arm, its reward and the other seven, one group at a time."""
     torch.manual_seed(0)
-    row, r, G = bandit.make_rows(ETA, [name])[0], bandit.landscape(), bandit.GROUP
+    row, r, G = bandit.make_rows(ETA, [name])[0], bandit.rewards(), bandit.GROUP
     old, logp = (
         torch.randn(1, len(bandit.REGIMES), bandit.ARMS, dtype=torch.float64)
         .mul(0.3)
@@ -202,11 +259,11 @@ def test_exact_expectation_over_rewards_against_all_groups(name):
         1, bandit.EXACT, 2, G
     )
     arms = torch.zeros(
-        1, len(bandit.REGIMES) - bandit.EXACT, bandit.SAMPLES, dtype=torch.int64
+        1, len(bandit.REGIMES) - bandit.EXACT, bandit.OURS.samples, dtype=torch.int64
     )  # sampled runs: A = 0, so no loss
     batch = bandit.Batch(old, pi, arms, None, none, none, pi @ r)
     got = bandit.loss_of_rewards(
-        row, logp, batch, table, torch.zeros(arms.shape, dtype=torch.float64)
+        row, logp, batch, table, torch.zeros(arms.shape, dtype=torch.float64), r
     )
     groups = all_groups(G)
     adv = lad.advantages(name, groups, row.cfg, {})[:, 0]
@@ -301,6 +358,10 @@ def test_check_prints_what_the_built_in_twin_does(tmp_path, capsys, monkeypatch)
         (["--check", "broken.py:f"], "SyntaxError"),
         (["--eta", "0"], "--eta 0"),
         (["--refresh", "0"], "--refresh 0"),
+        (["--landscape", "moon"], "author"),
+        (["--masses", "--landscape", "author"], "leave one out"),
+        (["--objectives", "grpo,lda"], "did you mean 'lad'"),
+        (["--objectives", "grpo", "--check", "mine.py:flow"], "leave --objectives out"),
         (["--eta", "x"], "--help"),
         (["--nope"], "--nope"),
         (["--out", "mine.py/x"], "mine.py"),
@@ -338,6 +399,18 @@ def test_both_pictures_and_tables_hold_every_objective(tmp_path, capsys, monkeyp
             [8, 1, 2] if argv else [16, 4, 2]
         )
     assert {p.name for p in tmp_path.iterdir()} == {"bandit.png", "masses.png"}
+
+
+def test_some_objectives_of_all(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(bandit, "STEPS", 2)
+    for landscape, samples in (("ours", 64), ("author", 32)):
+        argv = ["--objectives", "fade,oapl", "--landscape", landscape, "--out", str(tmp_path)]
+        bandit.main(argv)
+        printed = capsys.readouterr().out
+        found = [line.split()[0] for line in printed.splitlines() if line.strip()]
+        assert found.count("oapl") == 2 and found.count("fade") == 2 and "grpo" not in found
+        assert f"{samples} samples" in printed
+    assert {p.name for p in tmp_path.iterdir()} == {"bandit.png", "bandit-author.png"}
 
 
 def test_needs_neither_vllm_nor_a_gpu(tmp_path):

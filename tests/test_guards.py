@@ -19,7 +19,9 @@ def aggregation_of(*argv):
 def test_a_loss_of_sequences_brings_its_aggregation(tmp_path):
     assert aggregation_of() == "token"
     assert aggregation_of("--ratio", "sequence") == "sequence"
-    assert aggregation_of("--objective", "flowrl") == "sequence"
+    assert aggregation_of("--ratio", "mean") == "sequence"
+    for name in ("flowrl", "gflowrl", "oapl", "gspo", "sapo"):
+        assert aggregation_of("--objective", name) == "sequence"
     assert aggregation_of("--objective", "dr_grpo") == "constant"
     assert aggregation_of("--objective", "dr_grpo", "--ratio", "sequence") == "sequence"
     preset = tmp_path / "preset.toml"
@@ -28,7 +30,16 @@ def test_a_loss_of_sequences_brings_its_aggregation(tmp_path):
 
 
 @pytest.mark.parametrize("aggregation", ["token", "constant"])
-@pytest.mark.parametrize("flags", [["--ratio", "sequence"], ["--objective", "flowrl"]])
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--ratio", "sequence"],
+        ["--ratio", "mean"],
+        ["--objective", "flowrl"],
+        ["--objective", "gspo"],
+        ["--objective", "oapl"],
+    ],
+)
 def test_a_loss_of_sequences_is_not_counted_once_a_token(capsys, flags, aggregation):
     line = refused(capsys, *flags, "--aggregation", aggregation)
     assert f"aggregation = {aggregation} would count a loss of whole sequences" in line
@@ -36,7 +47,50 @@ def test_a_loss_of_sequences_is_not_counted_once_a_token(capsys, flags, aggregat
     assert aggregation_of(*flags, "--aggregation", "sequence") == "sequence"
 
 
+@pytest.mark.parametrize(
+    "flags, says",
+    [
+        ("--objective gspo --ratio token", "ratio = token: gspo is defined with ratio = mean"),
+        ("--objective cispo --ratio mean", "ratio = mean: cispo is defined with ratio = token"),
+        ("--objective sapo --ratio sequence", "sapo is defined with ratio = token"),
+        ("--objective dppo_tv --ratio mean", "dppo_tv is defined with ratio = token"),
+        ("--objective dppo_kl --ratio sequence", "dppo_kl is defined with ratio = token"),
+        ("--objective distill --reference x --ratio mean", "distill is defined with ratio = token"),
+        ("--objective distill", "name the teacher with --reference"),
+        ("--objective grpo --reference x", "grpo reads no reference unless kl_coef > 0"),
+        ("--objective distill --reference x --ref_every 5", "ref_every = 5 would overwrite"),
+        ("--tis_floor 0.5", "tis_floor = 0.5 is read by a mask alone"),
+        ("--tis_floor 0.5 --tis_mode sequence_truncate", "tis_floor = 0.5 is read by a mask alone"),
+        ("--tis_floor 2 --tis_mode token_mask", "tis_floor = 2.0 leaves nothing below tis_cap = 2"),
+        ("--tis_floor 0.5 --tis_mode token_mask --tis_cap 0", "leaves nothing below tis_cap = 0"),
+        ("--overlong shape --overlong_buffer 99 --max_tokens 50", "overlong_buffer = 99 is more"),
+    ],
+)
+def test_an_objective_without_what_makes_it_is_refused(capsys, flags, says):
+    assert says in refused(capsys, *flags.split())
+
+
+def test_objectives_bring_what_makes_them():
+    gspo = lad.load_config(["--objective", "gspo"])
+    assert (gspo.ratio, gspo.clip_low, gspo.clip_high) == ("mean", 3e-4, 4e-4)
+    dapo = lad.load_config(["--objective", "dapo", "--config", "tiny"])
+    assert (dapo.zero_variance, dapo.overlong, dapo.aggregation) == ("refill", "shape", "token")
+    assert (dapo.clip_low, dapo.clip_high, dapo.kl_coef) == (0.2, 0.28, 0.0)
+    assert lad.load_config(["--objective", "oapl"]).tis_cap == 0
+    assert lad.load_config(["--objective", "dppo_kl"]).dppo_delta == 0.05
+    with_kl = lad.load_config(["--objective", "grpo", "--kl_coef", "0.1", "--reference", "x"])
+    assert with_kl.reference == "x"
+
+
+def test_the_overlong_buffer_is_a_fifth_unless_told_otherwise():
+    cfg = lad.Config(max_tokens=100)
+    assert [lad.overlong_penalty(n, cfg) for n in (80, 90, 100)] == pytest.approx([0, 0.25, 0.5])
+    cfg = lad.Config(max_tokens=100, overlong_buffer=50)
+    assert [lad.overlong_penalty(n, cfg) for n in (50, 75, 100)] == pytest.approx([0, 0.25, 0.5])
+
+
 LEARN_FROM_EQUAL = {"lad", "lad_anchor", "reinforce", "w_reinforce", "flowrl"}
+LEARN_FROM_EQUAL |= {"gflowrl", "oapl", "distill"}
 
 
 @pytest.mark.parametrize("zero_variance", ["keep", "drop", "refill"])
@@ -57,6 +111,8 @@ def test_note_on_groups_of_equal_rewards(objective, zero_variance, monkeypatch, 
     monkeypatch.setattr(lad, "claim", do_nothing)
     monkeypatch.setattr(lad, "find_model", stop)
     argv = ["--config", "tiny", "--objective", objective, "--zero_variance", zero_variance]
+    if objective == "distill":
+        argv += ["--reference", "teacher"]
     with pytest.raises(Enough):
         lad.main(argv)
     want = ""

@@ -25,6 +25,11 @@ SHARE = {  # knobs with which the few tokens of a test are enough to see somethi
     "clip_cov": dict(cov_share=1.0, cov_low=0.05, cov_high=0.8),
     "kl_cov": dict(cov_share=0.3),
     "flowrl": dict(flow_beta=2.0),
+    "gflowrl": dict(gflow_beta=2.0, clip_low=0.6, clip_high=0.9),
+    "cispo": dict(clip_low=1.0, clip_high=0.2),
+    "dppo_tv": dict(dppo_delta=0.03),
+    "dppo_kl": dict(dppo_delta=0.003),
+    "gspo": dict(clip_low=0.05, clip_high=0.08),
 }
 
 
@@ -55,9 +60,9 @@ def plain_f(name, z):
     if name == "js":
         return 0.5 * (z * z.log() - (z + 1) * ((z + 1) / 2).log())
     if name == "hd":
-        return 0.5 * (z.sqrt() - 1) ** 2
+        return (z.sqrt() - 1) ** 2
     if name == "tv":
-        return 0.5 * (z - 1).abs()
+        return (z - 1).abs()
     if name == "kl_c":
         return z * z.log() - z + 1
     if name == "rkl_c":
@@ -76,9 +81,9 @@ def plain_df(name, z):
     if name == "js":
         return 0.5 * math.log(2 * z / (z + 1))
     if name == "hd":
-        return 0.5 * (1 - 1 / math.sqrt(z))
+        return 1 - 1 / math.sqrt(z)
     if name == "tv":
-        return 0.5 * math.copysign(1, z - 1)
+        return math.copysign(1, z - 1)
     if name == "kl_c":
         return math.log(z)
     if name == "rkl_c":
@@ -97,9 +102,14 @@ def plain_passk(right, i, k):
     return k * right[i] * len(barren) / len(subsets)
 
 
+STANDARDISED = ("grpo", "lad", "entadv", "clip_cov", "kl_cov", "flowrl")
+STANDARDISED += ("dapo", "gspo", "cispo", "sapo", "dppo_tv", "dppo_kl")
+
+
 def plain_advantages(name, r, c, alpha=None, delta=None, drift=None, correct=None):
     """Each objective's formula with Python floats, one group at a time. r: rewards; correct: what
-    the verifier said, where rewards are shaped; alpha, delta: FADE's; drift: lad_anchor's."""
+    the verifier said, where rewards are shaped; alpha, delta: FADE's; drift: lad_anchor's and
+    gflowrl's."""
     G = len(r)
     mean = sum(r) / G
     sd = math.sqrt(sum((x - mean) ** 2 for x in r) / (G - 1))
@@ -122,8 +132,18 @@ def plain_advantages(name, r, c, alpha=None, delta=None, drift=None, correct=Non
 
     def advantage(i):
         a = r[i] - mean
-        if name in ("grpo", "lad", "entadv", "clip_cov", "kl_cov", "flowrl"):
+        if name in STANDARDISED:
             return a / (sd + 1e-6)
+        if name == "f_grpo":
+            return (1 - sum(right) / G) ** c.focal_gamma * a / (sd + 1e-6)
+        if name == "oapl":  # r less the logarithm of the mean of e^(r/beta), times beta
+            mean_of_e = sum(math.exp(x / c.oapl_beta) for x in r) / G
+            return r[i] - c.oapl_beta * math.log(mean_of_e)
+        if name == "gflowrl":  # minus the flow gap: log Z is the group's mean of beta r - drift
+            log_z = sum(c.gflow_beta * r[j] - drift[j] for j in range(G)) / G
+            return c.gflow_beta * r[i] - drift[i] - log_z
+        if name == "distill":
+            return 0.0
         if name == "power":
             return focus(c.alpha) * a
         if name == "asym":
@@ -167,7 +187,7 @@ def plain_lad(rho, a, c):
     u = a / c.eta
     name = c.divergence
     if name in ("kl", "rkl"):
-        by_length = (c.ratio, c.aggregation) == ("token", "sequence")
+        by_length = (c.ratio, c.aggregation) == ("token", "sequence") or c.ratio == "mean"
         if by_length or c.overlong == "mask" or c.zero_variance in ("drop", "refill"):
             name = name + "_c"
     return math.exp(u) * plain_f(name, rho * math.exp(-u))
@@ -177,6 +197,41 @@ def plain_flowrl(logp, old, ref, log_z, a, c):
     """w (log Z + (log pi - log pi_ref)/T - beta A)^2 of one sequence [T]."""
     w = min(math.exp((logp - old).sum().item()), 10.0)
     return w * (log_z + (logp - ref).sum() / len(logp) - c.flow_beta * a) ** 2
+
+
+def plain_gflowrl(logp, old, a, c):
+    """w (log rho + clipped gap)^2 of one sequence [T], gap = -A."""
+    log_rho = (logp - old).sum()
+    w = min(math.exp(log_rho.item()), c.gflow_cap)
+    gap = min(max(-a, -c.clip_low), c.clip_high)
+    return w * (log_rho + gap) ** 2
+
+
+def plain_divergence(name, q, p):
+    """Of two outcomes of probabilities q and 1 - q, p and 1 - p."""
+    if name == "dppo_tv":
+        return 0.5 * (abs(q - p) + abs((1 - q) - (1 - p)))
+    return q * math.log(q / p) + (1 - q) * math.log((1 - q) / (1 - p))
+
+
+def plain_dppo(name, logp, old, a, c):
+    """-rho A of a token; 0 where it has diverged and would go on."""
+    rho = (logp - old).exp()
+    diverged = plain_divergence(name, math.exp(old.item()), math.exp(logp.item())) > c.dppo_delta
+    goes_on = (a > 0 and rho.item() > 1) or (a < 0 and rho.item() < 1)
+    if diverged and goes_on:
+        return doubles(0.0)
+    return -rho * a
+
+
+def plain_sapo(rho, a, c):
+    tau = c.sapo_up if a > 0 else c.sapo_down
+    return -4 / tau / (1 + (-tau * (rho - 1)).exp()) * a
+
+
+def plain_cispo(logp, rho, a, c):
+    weight = min(max(rho.item(), 1 - c.clip_low), 1 + c.clip_high)
+    return -weight * a * logp
 
 
 def plain_covariance(logp, adv, where):
@@ -199,13 +254,27 @@ def plain_loss(name, logp, old, adv, mask, c, entropy, ref, log_z):
         row = [s for s in range(T) if mask[b, s]]
         log_ratio = logp[b, t] - old[b, t]
         rho = log_ratio.exp()
-        if c.ratio == "sequence":
+        if c.ratio != "token":
             rho = sum(logp[b, s] - old[b, s] for s in row).exp()
+        if c.ratio == "mean":
+            rho = rho ** (1 / len(row))
 
         if name == "lad":
             loss[b, t] = plain_lad(rho, a, c)
         elif name == "flowrl":
             loss[b, t] = plain_flowrl(logp[b, row], old[b, row], ref[b, row], log_z[b, 0], a, c)
+        elif name == "gflowrl":
+            loss[b, t] = plain_gflowrl(logp[b, row], old[b, row], a, c)
+        elif name == "oapl":
+            loss[b, t] = (c.oapl_beta * (logp[b, row] - old[b, row]).sum() - a) ** 2
+        elif name == "cispo":
+            loss[b, t] = plain_cispo(logp[b, t], rho, a, c)
+        elif name == "sapo":
+            loss[b, t] = plain_sapo(rho, a, c)
+        elif name in ("dppo_tv", "dppo_kl"):
+            loss[b, t] = plain_dppo(name, logp[b, t], old[b, t], a, c)
+        elif name == "distill":
+            loss[b, t] = plain_ppo(rho, (ref[b, t] - logp[b, t]).item(), c)[0]
         elif name == "kl_cov":
             loss[b, t] = -rho * a
             if (b, t) in top:
@@ -365,10 +434,11 @@ def test_lad_fixed_point_is_the_advantage_distribution(name):
 def cases():
     """Every objective with both ratios, LAD with every generator too."""
     for name in lad.OBJECTIVES:
-        if name == "flowrl":  # knows no ratio of tokens
+        objective = lad.OBJECTIVES[name]
+        if objective.of_sequences:  # knows no ratio of tokens
             yield name, {}
             continue
-        for ratio in ("token", "sequence"):
+        for ratio in objective.ratios or ("token", "sequence", "mean"):
             if name != "lad":
                 yield name, dict(ratio=ratio)
                 continue

@@ -218,7 +218,9 @@ def test_table_of_sections_is_that_of_lad():
 
 def test_table_of_objectives_is_that_of_lad():
     table = README.partition("| `--objective` |")[2].partition("\n\n")[0]
-    assert sorted(re.findall(r"^\| `(\w+)` \|", table, re.M)) == sorted(lad.OBJECTIVES)
+    cells = re.findall(r"^\| (`[^|]+) \|", table, re.M)  # a row may hold several
+    names = [name for cell in cells for name in re.findall(r"`(\w+)`", cell)]
+    assert sorted(names) == sorted(lad.OBJECTIVES)
 
 
 def test_readme_names_every_preset():
