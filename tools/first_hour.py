@@ -19,22 +19,19 @@ then holds
 Exit code: 0 all is run and nothing failed, 1 all is run and something failed, 3 there is more to
 do (call it again). docs/gpu.md says what each figure means and what to do where it is missed.
 
-No measurement is made twice: figures are read from tools/bench.py, from metrics.jsonl and from
-`pytest -m gpu`. What is made here is what these do not have: a look at the machine, the agreement
-of vLLM and the trainer token by token, and a run that is stopped and goes on.
+Nothing is measured here: figures are read from what tools/bench.py writes, from metrics.jsonl and
+the log of runs of lad.py, from `pytest -m gpu`, and from tools/gpu_checks.py.
 """
 
 import importlib.metadata
 import json
 import os
-import platform
 import re
 import shutil
 import signal
 import statistics
 import subprocess
 import sys
-import sysconfig
 import threading
 import time
 from dataclasses import dataclass
@@ -46,14 +43,11 @@ sys.path.insert(0, str(HERE))
 
 from harness import command
 from harness.settings import did_you_mean, die, replace
+from tools.gpu_checks import DRIVER, GLIBC, find_gpu
 
-# Only the standard library and harness/ up to here: where torch or vLLM cannot be imported, the
-# first step is to say so
+# Nothing heavy up to here: where torch or vLLM cannot be imported, the first step is to say so
 
 MIB = 2**20
-GIB = 2**30
-DRIVER = 580  # the oldest that knows CUDA 13.0, which the wheels are built for
-GLIBC = 2.31  # the oldest that llguidance, which vLLM needs, is built for
 
 # ==== 1. Steps ==================================================================================
 
@@ -97,7 +91,8 @@ class Step:
     read: callable  # (job) -> {name of a figure: its value}
     figures: tuple
     env: dict = None
-    gpu: bool = True  # is it run on a GPU only, rehearsals included?
+    needs: tuple = ()  # steps that must have passed, beside `machine`
+    rehearsed: bool = True  # is there anything of it that a CPU can do?
     instead_of: str = ""  # a step, whose failure is the only reason to run this one
 
 
@@ -109,7 +104,7 @@ class Job:
     folder: Path  # of its log and its files
     record: dict  # of all steps, see read_record
     rehearsal: bool
-    wanted: str  # --model
+    wanted: str  # the model that is asked for, empty: see the step `model`
 
     @property
     def out(self):
@@ -127,10 +122,22 @@ class Job:
 # --- Command lines
 
 
-def own(job):
-    """This file, doing what no other tool does."""
-    mode = "rehearse" if job.rehearsal else "gpu"
-    return ["tools/first_hour.py", "--do", job.name, mode, job.out, job.wanted]
+def look(job):
+    return ["tools/gpu_checks.py", "machine", job.folder]
+
+
+def find_model(job):
+    wanted = "random:mini" if job.rehearsal else job.wanted
+    return ["tools/gpu_checks.py", "model", job.folder, *[wanted] * bool(wanted)]
+
+
+def check(*flags):
+    """A check of tools/gpu_checks.py that runs what lad.py runs."""
+
+    def argv(job):
+        return ["tools/gpu_checks.py", job.name, job.folder, *flags_of_run(job), *flags]
+
+    return argv
 
 
 def pytest(job):
@@ -146,27 +153,24 @@ def bench(*flags, rehearsal=()):
 
 
 def train(*flags):
-    """lad.py on the model that the step `model` has found."""
-
     def argv(job):
-        return run_of_lad(job, *flags)
+        return ["lad.py", *flags_of_run(job), "--out", job.folder / "run", *flags]
 
     return argv
 
 
-def run_of_lad(job, *flags, out="run"):
-    """Small enough for its step's limit. The last of equal flags counts."""
-    found = json.loads((job.out / "model" / "model.json").read_text())
-    argv = ["lad.py", *found["flags"], "--eval_data", "", "--checkpoint_every", 0]
-    argv += ["--minibatches", 2, "--epochs", 1, "--warmup", 1, "--out", job.folder / out]
-    argv += ["--prompts", 32, "--group", 8, "--max_tokens", 256, "--vllm_memory", 0.5]
-    argv += flags
+def flags_of_run(job):
+    """A run of lad.py, on the model that the step `model` has found, small enough for a step."""
+    flags = json.loads((job.out / "model" / "flags.json").read_text())
+    flags += ["--eval_data", "", "--checkpoint_every", 0, "--warmup", 1]
+    flags += ["--minibatches", 2, "--epochs", 1]
     if job.rehearsal:
-        argv += ["--device", "cpu", "--compile", "off", "--vllm_eager", "true"]
-        argv += ["--prompts", 4, "--group", 4, "--max_tokens", 12, "--vllm_memory", 0.25]
+        flags += ["--device", "cpu", "--compile", "off", "--vllm_memory", 0.25]
+        flags += ["--prompts", 4, "--group", 4, "--max_tokens", 12]
     else:
-        argv += ["--device", "cuda"]
-    return argv
+        flags += ["--device", "cuda", "--vllm_eager", "false", "--vllm_memory", 0.5]
+        flags += ["--prompts", 32, "--group", 8, "--max_tokens", 256]
+    return flags
 
 
 # --- Figures, from what a step has left
@@ -351,10 +355,11 @@ EAGER = ["--steps", 3, "--vllm_eager", "true", "--compile", "off", "--head_chunk
 TALK = dict(VLLM_LOGGING_LEVEL="INFO")
 
 STEPS = {
+    # Is it worth going on?
     "machine": Step(
         "driver, compiler, headers; torch sees the GPU; vLLM can be imported",
         180,
-        own,
+        look,
         read_own,
         (
             Figure("driver", least=DRIVER),
@@ -369,7 +374,6 @@ STEPS = {
             Figure("free disk", "GB"),
             Figure("import of vLLM", "s"),
         ),
-        gpu=False,
     ),
     "tests": Step(
         "pytest -m gpu",
@@ -381,14 +385,15 @@ STEPS = {
             Figure("tests failed", most=0),
             Figure("tests skipped"),
         ),
+        rehearsed=False,
     ),
+    # Runs of lad.py
     "model": Step(
         "a model and rows for the steps below: --model, or one of the hub, or random weights",
         540,
-        own,
+        find_model,
         read_own,
         (Figure("model"), Figure("parameters")),
-        gpu=False,
     ),
     "eager": Step(
         "3 batches without CUDA graphs and torch.compile: vLLM sleeps, wakes and has the weights",
@@ -397,7 +402,7 @@ STEPS = {
         read_run,
         RUN,
         env=TALK,
-        gpu=False,
+        needs=("model",),
     ),
     "runner1": Step(
         "the same with vLLM's first model runner",
@@ -406,12 +411,14 @@ STEPS = {
         read_run,
         RUN,
         env=TALK | dict(VLLM_USE_V2_MODEL_RUNNER="0"),
+        needs=("model",),
+        rehearsed=False,
         instead_of="eager",
     ),
     "agreement": Step(
         "log-probs of the same tokens in vLLM and in the trainer, after 1 and 3 weight pushes",
         420,
-        own,
+        check(),
         read_own,
         (
             Figure("mean difference, 1 push", "nats", most=0.02),
@@ -419,7 +426,7 @@ STEPS = {
             Figure("largest difference, 3 pushes", "nats"),
             Figure("tokens compared"),
         ),
-        gpu=False,
+        needs=("model",),
     ),
     "graphs": Step(
         "4 batches with CUDA graphs and torch.compile",
@@ -428,6 +435,8 @@ STEPS = {
         read_run,
         (*RUN, Figure("recompilations after the second batch", most=0)),
         env=TALK | dict(TORCH_LOGS="recompiles"),
+        needs=("model",),
+        rehearsed=False,
     ),
     "thirty": Step(
         "30 batches: nothing grows, nothing drifts",
@@ -442,8 +451,9 @@ STEPS = {
             Figure("reward, first and last 5 batches"),
         ),
         env=TALK,
-        gpu=False,
+        needs=("model",),
     ),
+    # Against other libraries, and against what the hardware can do
     "head": Step(
         "bench.py head: the fused log-prob of a 7B model's head",
         540,
@@ -461,7 +471,6 @@ STEPS = {
             Figure("largest error of a log-prob", "nats", most=1e-4),
             Figure("bytes a logit", most=10),
         ),
-        gpu=False,
     ),
     "trainer": Step(
         "bench.py trainer: an update of a 1.5B model on frozen rollouts, beside TRL's",
@@ -476,7 +485,6 @@ STEPS = {
             Figure("peak extra memory", "GB"),
             Figure("peak extra memory of TRL", "GB"),
         ),
-        gpu=False,
     ),
     "sync": Step(
         "bench.py sync: pushing a 1.5B model's weights into vLLM",
@@ -484,7 +492,6 @@ STEPS = {
         bench("--shape", "1.5b", rehearsal=["--shape", "mini", "--repeats", "1"]),
         read_sync,
         (Figure("push over a copy of the bytes", most=1.5), Figure("GB a second")),
-        gpu=False,
     ),
     "rollout": Step(
         "bench.py rollout: lad.generate beside vLLM's LLM.generate",
@@ -492,7 +499,6 @@ STEPS = {
         bench(rehearsal=["--repeats", "1"]),
         read_rollout,
         (Figure("time over LLM.generate's"), Figure("tokens a second")),
-        gpu=False,
     ),
     "step": Step(
         "bench.py step: where the time of the preset tiny goes",
@@ -500,260 +506,25 @@ STEPS = {
         bench(rehearsal=["--steps", "3"]),
         read_step,
         (Figure("sync and other", "% of a step", most=5),),
-        gpu=False,
     ),
+    # Nothing is lost
     "stop": Step(
         "a run gets SIGTERM after its second batch, and goes on with --resume",
         540,
-        own,
+        check("--steps", 8),
         read_own,
         (
             Figure("exit code after SIGTERM", least=143, most=143),
             Figure("exit code of --resume", least=0, most=0),
             Figure("batches missing or twice", most=0),
-            Figure("seconds from SIGTERM to the end", "s"),
+            Figure("batches", least=8),
+            Figure("from SIGTERM to the end", "s"),
         ),
-        gpu=False,
+        needs=("model",),
     ),
 }
 
-# ==== 2. What no other tool measures ============================================================
-# Each of these runs in its step's process and leaves figures.json.
-
-
-def look_at_machine(job):
-    """Leaves with exit code 1 and what to change where a GPU, or what the CUDA wheels need beside
-    one, is missing."""
-    import torch
-
-    # Alike with a GPU and without
-    figures = {
-        "glibc": float(platform.libc_ver()[1] or 0),
-        "C compiler": shutil.which(os.environ.get("CC", "cc")) or shutil.which("gcc") or "none",
-        "Python.h": find_header(),
-        "CUDA of torch": torch.version.cuda or "none: a CPU build",
-        "host memory": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GIB,
-        "free disk": shutil.disk_usage(HERE).free / 1e9,
-    }
-    began = time.perf_counter()
-    import vllm  # noqa: F401
-
-    figures["import of vLLM"] = time.perf_counter() - began
-
-    # The GPU
-    gpu = find_gpu()
-    if gpu["driver"]:
-        figures["driver"] = int(gpu["driver"].split(".")[0])
-    if torch.cuda.is_available():
-        figures["GPUs"] = torch.cuda.device_count()
-        figures["GPU memory"] = torch.cuda.get_device_properties(0).total_memory / GIB
-        figures["compute capability"] = ".".join(map(str, torch.cuda.get_device_capability()))
-        torch.ones(2, device="cuda").sum().item()
-    write_figures(job, figures)
-
-    problems = missing(figures, gpu)
-    for problem in problems:
-        print(f"machine: {problem}")
-    raise SystemExit(1 if problems else 0)
-
-
-def missing(figures, gpu):
-    """What has to change before anything can run on this machine's GPU; nothing where it has
-    none: then no step that needs one is run."""
-    problems = []
-    if not gpu["driver"]:
-        return problems
-    if figures["driver"] < DRIVER:
-        problems.append(f"driver {gpu['driver']}: the CUDA 13 wheels need {DRIVER} or newer")
-    if "GPUs" not in figures:
-        problems.append(
-            f"torch {figures['CUDA of torch']} sees no GPU: was .venv made without one? "
-            "rm -r .venv && LAD_DEVICE=cuda bash setup.sh"
-        )
-    if figures["C compiler"] == "none":
-        problems.append("no C compiler, which triton needs: apt-get install gcc")
-    if figures["Python.h"] == "none":
-        problems.append("no Python.h, which triton needs: apt-get install python3-dev")
-    if figures["glibc"] < GLIBC:
-        problems.append(f"glibc {figures['glibc']}: llguidance is built for {GLIBC} or newer")
-    return problems
-
-
-def find_header():
-    header = Path(sysconfig.get_paths()["include"]) / "Python.h"
-    return str(header) if header.exists() else "none"
-
-
-SMALL = "Qwen/Qwen2.5-0.5B-Instruct"  # the model of the preset gsm8k-small
-
-
-def find_model_and_rows(job):
-    """model.json: the flags of lad.py that name a model and rows for it.
-
-    The rows are sums, made here: no step but this one asks a hub. Random weights, where no model
-    can be had, have the shape of the 0.5B one, and show all but a reward that rises.
-    """
-    folder = job.wanted
-    if job.rehearsal:
-        folder = ""
-    elif not folder:
-        folder = ask_hub(SMALL)
-    if folder:
-        rows = write_sums(job.folder / "sums.jsonl")
-        flags = ["--config", "gsm8k-small", "--model", folder, "--data", str(rows)]
-        flags += ["--data_name", "", "--truth_after", ""]
-        named = folder
-    else:
-        shape = "mini" if job.rehearsal else "0.5b"
-        folder = random_weights(shape, job.folder / "weights")
-        flags = ["--config", "tiny", "--model", folder, "--checkpointing", "true"]
-        named = f"random weights, shape {shape} of bench.py"
-    model = dict(flags=flags, folder=folder)
-    (job.folder / "model.json").write_text(json.dumps(model))
-    write_figures(job, {"model": named, "parameters": count_parameters(folder)})
-
-
-def ask_hub(name):
-    """Its folder, or "" where the hub cannot be reached and the cache does not have it."""
-    from harness.data import download
-    from harness.ranks import join
-    from lad import load_config
-
-    join(load_config(["--config", "tiny", "--device", "cpu"]))  # a group of one
-    try:
-        return str(download(name))
-    except SystemExit:  # it has said why
-        return ""
-
-
-def random_weights(shape, folder):
-    """A folder with a model of that shape and the tokenizer of the preset tiny, whose puzzles it is
-    asked."""
-    import torch
-
-    from harness import tiny
-    from tools import bench
-
-    bench.random_model(shape, folder, torch.device("cpu"))
-    tiny.make_tokenizer().save_pretrained(folder)
-    return str(folder)
-
-
-def write_sums(path):
-    """512 sums of three numbers below 100, in the fields of GSM8K."""
-    lines = []
-    for i in range(512):
-        a, b, c = (i * 37 + 11) % 90 + 10, (i * 53 + 7) % 90 + 10, (i * 71 + 5) % 90 + 10
-        lines.append(json.dumps(dict(question=f"What is {a} + {b} + {c}?", answer=str(a + b + c))))
-    path.write_text("\n".join(lines) + "\n")
-    return path
-
-
-def count_parameters(folder):
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))
-    return sum(p.numel() for p in model.parameters())
-
-
-def compare_logprobs(job):
-    """What vLLM and the trainer say of the same tokens, with weights that were pushed once, and
-    three times: asleep and awake between."""
-    import lad
-    from harness.data import find_model, load_data, load_tokenizer
-    from harness.ranks import join
-
-    # As lad.main begins
-    cfg = lad.load_config([str(x) for x in run_of_lad(job)[1:]])
-    device = join(cfg)
-    folder = find_model(cfg)
-    rows = load_data(cfg, load_tokenizer(folder))
-    llm = lad.start_vllm(cfg, folder, device)
-    model = lad.build_model(folder, cfg, device)
-
-    figures = {}
-    for pushes in (1, 2, 3):
-        with lad.awake(llm, model, device):
-            mine, groups = lad.rollout(llm, cfg, rows[: cfg.prompts], 2, pushes, 0)
-        differences = differences_of(mine, groups, model, cfg, device)
-        said = "1 push" if pushes == 1 else f"{pushes} pushes"
-        figures[f"mean difference, {said}"] = differences.mean().item()
-        figures[f"largest difference, {said}"] = differences.max().item()
-        figures["tokens compared"] = len(differences)
-    write_figures(job, figures)
-
-
-def differences_of(rows, groups, model, cfg, device):
-    """|log-prob in the trainer - log-prob in vLLM| [R], over all tokens of the samples."""
-    import torch
-
-    import lad
-
-    samples = []
-    for row, group in zip(rows, groups, strict=True):
-        samples += [dict(s, prompt=row["prompt_ids"]) for s in group if s["tokens"]]
-    lad.score_samples(model, "old", samples, cfg, device)
-    ours = torch.cat([s["old"].cpu() for s in samples])
-    theirs = torch.tensor([x for s in samples for x in s["behaviour"]])
-    return (ours - theirs).abs()
-
-
-def stop_and_go_on(job):
-    """SIGTERM after the second of eight batches; then --resume."""
-    argv = [sys.executable, *map(str, run_of_lad(job, "--steps", 8))]
-    pipes = dict(cwd=HERE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    run = subprocess.Popen(argv, **pipes)
-    told = 0.0
-    for line in run.stdout:
-        print(line, end="", flush=True)
-        if re.match(r"step +2/", line):
-            told = time.time()
-            run.send_signal(signal.SIGTERM)
-    figures = {"exit code after SIGTERM": run.wait()}
-    figures["seconds from SIGTERM to the end"] = time.time() - told
-
-    again = subprocess.run([*argv[:2], "--resume", job.folder / "run"], cwd=HERE)
-    figures["exit code of --resume"] = again.returncode
-    lines = [json.loads(line) for line in (job.folder / "run/metrics.jsonl").open()]
-    steps = [x["step"] for x in lines if "seconds" in x]
-    figures["batches missing or twice"] = len(set(range(1, 9)) ^ set(steps)) + len(steps)
-    figures["batches missing or twice"] -= len(set(steps))
-    write_figures(job, figures)
-
-
-def write_figures(job, figures):
-    (job.folder / "figures.json").write_text(json.dumps(figures))
-
-
-OWN = {
-    "machine": look_at_machine,
-    "model": find_model_and_rows,
-    "agreement": compare_logprobs,
-    "stop": stop_and_go_on,
-}
-
-
-def do(name, mode, out, wanted=""):
-    """One of these, in the process of its step."""
-    OWN[name](Job(name, Path(out) / name, {}, mode == "rehearse", wanted))
-
-
-# ==== 3. Running a step =========================================================================
-
-
-def find_gpu():
-    """{name, driver} of the first GPU by nvidia-smi, empty strings where there is none."""
-    query = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
-    try:
-        said = subprocess.run(query, capture_output=True, text=True, timeout=60).stdout
-    except (OSError, subprocess.TimeoutExpired):
-        said = ""
-    if said.count(",") == 0:  # nvidia-smi says in prose why it cannot tell
-        return dict(name="", driver="")
-    name, driver = said.splitlines()[0].split(",")
-    return dict(name=name.strip(), driver=driver.strip())
+# ==== 2. Running a step =========================================================================
 
 
 def where_we_are(commit):
@@ -805,14 +576,13 @@ def run_step(job, step, limit, where):
     began = time.time()
     code = run_process(argv, environment, job.folder / "log", limit)
     seconds = time.time() - began
-    entry = dict(
-        result="passed" if code == 0 else "failed",
+    entry = entry_of(
+        "passed" if code == 0 else "failed",
+        where,
         why=why(code, limit),
         seconds=round(seconds, 1),
         command=" ".join(argv[1:]),
-        where=where,
         last=[text for _, text in job.log()][-20:],
-        figures={},
     )
     # A step that failed may have come to some of its figures
     try:
@@ -880,7 +650,7 @@ def end_group(process):
             continue
 
 
-# ==== 4. The record, and which steps come next ==================================================
+# ==== 3. The record, and which steps come next ==================================================
 
 
 def read_record(out):
@@ -906,54 +676,60 @@ def is_done(record, name):
     return record.get(name, {}).get("result") in ("passed", "failed")
 
 
-def obstacle(name, step, record, rehearsal):
-    """Why it is not run, or ""."""
-    machine = record["machine"] if name != "machine" else dict(result="passed", figures={})
+def obstacle(name, record, rehearsal):
+    """Why a step is not run, or ""."""
+    step = STEPS[name]
+    if name == "machine":
+        return ""
+    machine = record["machine"]
     if machine["result"] != "passed":
         return f"the step machine failed: {(machine['last'] or [machine['why']])[-1]}"
-    on_gpu = "GPUs" in machine["figures"] and not rehearsal
-    if name != "machine" and not on_gpu and (step.gpu or not rehearsal):
+    if "GPUs" not in machine["figures"] and not (rehearsal and step.rehearsed):
         return "needs a GPU"
+    if rehearsal and not step.rehearsed:
+        return "needs a GPU, and no rehearsal"
     if step.instead_of and record.get(step.instead_of, {}).get("result") != "failed":
         return f"{step.instead_of} did not fail"
-    needs_model = step.argv not in (pytest,) and not step.title.startswith("bench.py")
-    if needs_model and name not in ("machine", "model") and not passed(record, "model"):
-        return "the step model has found none"
+    for needed in step.needs:
+        if not passed(record, needed):
+            return f"the step {needed} has not passed"
     return ""
 
 
-def not_run(reason, where):
-    return dict(result="not run", why=reason, seconds=0, command="", where=where, last=[]) | dict(
-        figures={}
-    )
+def entry_of(result, where, **more):
+    """What the record has of a step."""
+    blank = dict(why="", seconds=0.0, command="", last=[], figures={})
+    return blank | dict(result=result, where=where) | more
 
 
 def run_steps(names, args, out):
     """Those of the names that can be run; whether all came to their turn."""
     record = read_record(out)
     where = where_we_are(args.commit)
-    end = time.time() + args.minutes * 60 - PATIENCE - 10 if args.minutes else float("inf")
-    began = time.time()
+    end = float("inf")
+    if args.minutes:
+        end = time.time() + args.minutes * 60 - 2 * PATIENCE
+    ran = 0
     for name in names:
-        step = STEPS[name]
         if name != "machine" and not is_done(record, "machine"):
             die("the step machine comes first: tools/first_hour.py machine")
-        reason = obstacle(name, step, record, args.rehearse)
+        reason = obstacle(name, record, args.rehearse)
         if reason:
-            record[name] = not_run(reason, where)
+            record[name] = entry_of("not run", where, why=reason)
             say(name, record[name])
             write_record(out, record, args.rehearse)
             continue
-        # A call that is short of time begins nothing that it cannot end, but for its first step
-        left = end - time.time()
-        is_first = time.time() - began < 1
-        if left < step.limit and not is_first:
+
+        # A call that is short of time begins nothing that it may not end, but for its first step
+        limit = min(STEPS[name].limit, end - time.time())
+        if limit < STEPS[name].limit and ran:
             return False
-        record[name] = dict(not_run("", where), result="at work")
+        print(f"{name:10} {STEPS[name].title}", flush=True)
+        record[name] = entry_of("at work", where)
         write_record(out, record, args.rehearse)
-        print(f"{name:10} {step.title}", flush=True)
         job = Job(name, out / name, record, args.rehearse, args.model)
-        record[name] = run_step(job, step, min(step.limit, max(left, 1)), where)
+        record[name] = run_step(job, STEPS[name], max(limit, 1), where)
+        ran += 1
         say(name, record[name])
         write_record(out, record, args.rehearse)
     return True
@@ -965,7 +741,7 @@ def say(name, entry):
     print(f"{name:10} {entry['result']}{seconds}{reason}", flush=True)
 
 
-# ==== 5. The page ===============================================================================
+# ==== 4. The page ===============================================================================
 
 
 def page(record, rehearsal):
@@ -1043,7 +819,7 @@ def shown(value):
     return f"{value:,}" if isinstance(value, int) else value
 
 
-# ==== 6. main ===================================================================================
+# ==== 5. main ===================================================================================
 
 
 def parse(argv):
@@ -1076,8 +852,6 @@ def choose(args, record):
 
 
 def main(argv):
-    if argv[:1] == ["--do"]:
-        return do(*argv[1:])
     args = parse(argv)
     if args.list:
         for name, step in STEPS.items():
