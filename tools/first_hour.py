@@ -42,7 +42,7 @@ HERE = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(HERE))
 
 from harness import command
-from harness.settings import did_you_mean, die, replace
+from harness.settings import did_you_mean, die, one_line, replace
 from tools.gpu_checks import DRIVER, GLIBC, find_gpu
 
 # Nothing heavy up to here: where torch or vLLM cannot be imported, the first step is to say so
@@ -589,7 +589,7 @@ def run_step(job, step, limit, where):
         entry["figures"] = step.read(job)
     except (OSError, ValueError, LookupError, AttributeError, ElementTree.ParseError) as error:
         if code == 0:
-            entry.update(result="failed", why=f"its figures cannot be read: {error!r}")
+            entry.update(result="failed", why=f"its figures cannot be read: {one_line(error)}")
     return entry
 
 
