@@ -43,7 +43,7 @@ NO_GPU = writes(glibc=2.36)
 @pytest.fixture
 def run(monkeypatch, tmp_path):
     """run(steps, *names, minutes=..): (finished, the record, the page) after a call."""
-    monkeypatch.setattr(first_hour, "where_we_are", lambda commit: WHERE)
+    monkeypatch.setattr(first_hour, "where_we_are", lambda commit: dict(WHERE))
 
     def call(steps, *names, minutes=0, rehearse=False):
         monkeypatch.setattr(first_hour, "STEPS", steps)
@@ -205,9 +205,8 @@ def test_a_machine_that_is_not_fit_stops_the_rest_with_its_reason(run):
     assert record["a"]["why"] == "the step machine failed: machine: driver 550.1: too old"
 
 
-def test_a_rehearsal_judges_nothing(run, monkeypatch):
-    where = dict(WHERE, gpu="none")
-    monkeypatch.setattr(first_hour, "where_we_are", lambda commit: where)
+def test_a_rehearsal_judges_nothing(run):
+    """Though the machine may have a GPU."""
     figures = (Figure("speed", most=1), Figure("asleep", "GiB"))
     steps = {
         "machine": step(NO_GPU),
@@ -218,6 +217,15 @@ def test_a_rehearsal_judges_nothing(run, monkeypatch):
     assert results(record) == dict(machine="passed", a="passed", b="not run")
     assert page.splitlines()[2].startswith("**A rehearsal on a CPU")
     assert "| a | speed | 99 | at most 1 |  |" in page and "| a | asleep | not measured |" in page
+
+
+def test_a_record_of_another_machine_is_not_gone_on_with(run, monkeypatch, capsys):
+    steps = {"machine": step(MACHINE), "a": step(writes(x=1))}
+    run(steps, "machine")
+    monkeypatch.setattr(first_hour, "where_we_are", lambda commit: dict(WHERE, gpu="none"))
+    with pytest.raises(SystemExit):
+        run(steps, "a")
+    assert "the step machine comes first" in capsys.readouterr().err
 
 
 def test_steps_that_need_another_and_the_one_that_replaces_one(run):
@@ -355,6 +363,11 @@ def test_what_a_machine_lacks_is_said():
     for words in ("driver 550.54.15", "580 or newer", "sees no GPU", "gcc", "python3-dev", "2.31"):
         assert words in said
     assert gpu_checks.missing(figures, dict(name="", driver="")) == []  # no GPU, no need
+    figures.update({"GPUs": 1, "compute capability": "7.5", "driver": 580, "glibc": 2.31})
+    figures.update({"C compiler": "gcc", "Python.h": "Python.h"})
+    [said] = gpu_checks.missing(figures, gpu)
+    assert "7.5" in said
+    assert gpu_checks.missing(figures | {"compute capability": "10.0"}, gpu) == []
 
 
 def test_nvidia_smi_is_read(monkeypatch, tmp_path):

@@ -91,6 +91,8 @@ def missing(figures, gpu):
             f"torch (CUDA: {figures['CUDA of torch']}) sees no GPU; if .venv was made without "
             "one: rm -r .venv && LAD_DEVICE=cuda bash setup.sh"
         )
+    elif float(figures["compute capability"]) < 8:
+        problems.append(f"compute capability {figures['compute capability']}: bf16 needs 8.0")
     if figures["C compiler"] == "none":
         problems.append("no C compiler, which triton needs: apt-get install gcc")
     if figures["Python.h"] == "none":
