@@ -123,7 +123,7 @@ def inherit(path):
         return None
     try:
         file = open(path, "r+")
-    except FileNotFoundError:  # it has just ended
+    except OSError:  # it has just ended, or it is another user's
         return None
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -851,19 +851,27 @@ def figure_cells(figure, entry):
         return "not measured", figure.target, "", *NOWHERE
     value = entry["figures"][figure.name]
     where = entry["where"]
-    # A target is a GPU's: on a CPU there is nothing to meet
-    verdict = ""
+    # A target is a GPU's: beside what a CPU did there is none
+    target = verdict = ""
     if is_on_gpu(entry):
+        target = figure.target
         verdict = {True: "met", False: "**missed**", None: ""}[figure.met(value)]
     versions = ", ".join(where[key] for key in ("driver", "torch", "vllm", "transformers"))
     place = (where["commit"], where["date"], where["gpu"], versions)
-    return f"{shown(value)} {figure.unit}".strip(), figure.target, verdict, *place
+    return shown(value, figure.unit), target, verdict, *place
 
 
-def shown(value):
-    if isinstance(value, float):
-        return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
-    return f"{value:,}" if isinstance(value, int) else value
+def shown(value, unit):
+    """A number with its unit; a text as it is."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, int):
+        number = f"{value:,}"
+    elif abs(value) >= 1000:
+        number = f"{value:,.0f}"
+    else:
+        number = f"{value:.3g}"
+    return f"{number} {unit}".strip()
 
 
 # ==== 5. main ===================================================================================
