@@ -5,7 +5,6 @@ code 2) that says which row and what it has.
 """
 
 import json
-import os
 import time
 from collections import Counter
 from functools import partial
@@ -14,7 +13,8 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from harness.ranks import leave_together, print0, rank
+from harness.nodes import fetch_once
+from harness.ranks import print0, rank
 from harness.settings import die, one_line
 
 # ==== 1. The model's folder =====================================================================
@@ -73,14 +73,15 @@ def download(model, key="model"):
         # second copies of the weights, in other formats
         ignore_patterns=["consolidated*", "original/*", "*/*.safetensors"],
     )
-    message = ""
-    if int(os.environ["LOCAL_RANK"]) == 0:
+
+    def fetch_or_die():
         look_for_hub()
         try:
             fetch()
         except Exception as error:  # of a dozen types, all with a message worth passing on
-            message = f"{key} = {model!r}: no such folder, and the hub says: {one_line(error)}"
-    leave_together(message)
+            die(f"{key} = {model!r}: no such folder, and the hub says: {one_line(error)}")
+
+    fetch_once(fetch_or_die, model)
     return fetch(local_files_only=True)
 
 
@@ -192,7 +193,11 @@ def load_data(cfg, tokenizer, evaluation=False):
         source, name, split = cfg.eval_data, cfg.eval_name, cfg.eval_split
         template = cfg.eval_prompt or template
         truth_path = cfg.eval_truth or truth_path
-    raw = read_rows(source, name, split)
+    raw = None
+    if not source.endswith((".json", ".jsonl")):  # else there is nothing to fetch, or to convert
+        raw = fetch_once(partial(read_rows, source, name, split), source)
+    if raw is None:
+        raw = read_rows(source, name, split)
     if cfg.chat and not tokenizer.chat_template:
         die(f"{cfg.model}: its tokenizer has no chat template; say chat = false")
 

@@ -28,11 +28,6 @@ GRACE = 60
 ENV = dict(os.environ, OMP_WAIT_POLICY="passive", PYTHONPATH=str(ROOT), VLLM_LOGGING_LEVEL="ERROR")
 
 
-def pytest_configure(config):
-    config.addinivalue_line("markers", "gpu: needs a CUDA GPU")
-    config.addinivalue_line("markers", "slow: left out unless asked for, with -m slow")
-
-
 def pytest_collection_modifyitems(items):
     import torch
 

@@ -31,10 +31,13 @@ PROGRAMS = [
     "tools/bench.py",
     "tools/study.py",
     "tools/plan.py",
+    "tools/first_hour.py",
+    "tools/gpu_checks.py",
     "harness/plot.py",
 ]
 # Flags of torchrun, pytest and the like, which pages mention in passing
 FOREIGN_FLAGS = {"--nproc_per_node", "--shutdown-timeout", "--standalone"}
+FOREIGN_FLAGS |= {"--rdzv_id", "--local-addr", "--max-restarts"}
 # Files that stand for a reader's own, or are a run's
 PLACEHOLDERS = {"mine.py", "mine.toml", "FILE.py", "config.toml"}
 
