@@ -65,7 +65,7 @@ from tqdm import tqdm
 import lad
 import verify
 from harness import benchmarks, codeforces, command, digest, judge, ranks, results
-from harness.data import find_model, is_chat, read_rows
+from harness.data import chat_options, find_model, is_chat, read_rows
 from harness.metrics import distinct_n, overlap, summarize, words
 from harness.metrics import pass_at_k as pass_at_k  # for whoever imports this file
 from harness.ranks import print0
@@ -88,7 +88,7 @@ DEFAULTS = dict(
 # lad.py's knobs that are flags here and may stand in a benchmark's table
 SHARED = ("seed", "temperature", "top_p", "max_tokens", "max_prompt_tokens", "prompt", "kind")
 SHARED += ("chat", "system", "device", "tensor_parallel", "vllm_memory", "vllm_seqs", "vllm_eager")
-SHARED += ("verify_workers", "verify_timeout")
+SHARED += ("verify_workers", "verify_timeout", "chat_options")
 
 # What is said of those that mean something else here than in training
 HELP = dict(
@@ -206,7 +206,9 @@ def render(tokenizer, cfg, text):
         messages = [{"role": "user", "content": text}]
         if cfg.system:
             messages = [{"role": "system", "content": cfg.system}, *messages]
-        text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        text = tokenizer.apply_chat_template(
+            messages, add_generation_prompt=True, tokenize=False, **chat_options(cfg)
+        )
     # a chat template writes its own <bos>
     return text, tokenizer(text, add_special_tokens=not cfg.chat)["input_ids"]
 
@@ -693,6 +695,8 @@ def settings_of(args, model, weights, name, bench, tokenizer, cfg):
         settings[key] = getattr(cfg, key)
     settings["prompt"] = bench["template"]
     settings["chat_template"] = digest.digest(tokenizer.chat_template) if cfg.chat else ""
+    if cfg.chat_options:
+        settings["chat_options"] = cfg.chat_options
     settings["verify_timeout"] = cfg.verify_timeout
     for key in ("release", "start", "end"):
         settings[key] = bench["table"].get(key, "")
@@ -709,7 +713,9 @@ def missing(args, model, cfg, loaded, done, wanted):
     folder, weights, run = resolve(model, cfg)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     of_model = dict(
-        chat=run.get("chat", bool(tokenizer.chat_template)), system=run.get("system", "")
+        chat=run.get("chat", bool(tokenizer.chat_template)),
+        system=run.get("system", ""),
+        chat_options=run.get("chat_options", ""),
     )
     work = []
     for name, bench in loaded.items():

@@ -134,6 +134,7 @@ class Config(baselines.Knobs):
                      of="math math:answer math:number code countdown")
     chat: bool = knob(True, "wrap the prompt in the tokenizer's chat template")
     system: str = knob("", "system message of the chat template")
+    chat_options: str = knob("", "its variables, as JSON: '{\"enable_thinking\": false}'")
     max_prompt_tokens: int = knob(1024, "longer prompts are dropped, and counted", 1)
 
     # rollouts
