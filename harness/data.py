@@ -163,9 +163,9 @@ def field(row, path, where):
 
 
 def load_data(cfg, tokenizer, evaluation=False):
-    """Rows {prompt_ids, prompt, truth} of the training or the held-out data. Duplicate and
-    over-long prompts are dropped and counted; a row that lacks a field ends the run with its
-    number."""
+    """Rows {prompt_ids, prompt, truth} of the training or the held-out data; for a reward of one's
+    own the truth is the whole row. Duplicate and over-long prompts are dropped and counted; a row
+    that lacks a field ends the run with its number."""
     source, name, split = cfg.data, cfg.data_name, cfg.data_split
     template, truth_path = cfg.prompt, cfg.truth
     if evaluation:
@@ -193,7 +193,7 @@ def load_data(cfg, tokenizer, evaluation=False):
             counts["duplicates"] += 1
             continue
         seen.add(text)
-        truth = truth_of(row, truth_path, cfg, where)
+        truth = row if cfg.reward else truth_of(row, truth_path, cfg, where)
         # a chat template writes its own <bos>
         ids = tokenizer(text, add_special_tokens=not cfg.chat)["input_ids"]
         if len(ids) > cfg.max_prompt_tokens:

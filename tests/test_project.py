@@ -36,7 +36,7 @@ PROGRAMS = [
 # Flags of torchrun, pytest and the like, which pages mention in passing
 FOREIGN_FLAGS = {"--nproc_per_node", "--shutdown-timeout", "--standalone"}
 # Files that stand for a reader's own, or are a run's
-PLACEHOLDERS = {"mine.py", "mine.toml", "FILE.py", "config.toml"}
+PLACEHOLDERS = {"my_rewards.py", "items.jsonl", "mine.py", "mine.toml", "FILE.py", "config.toml"}
 
 
 # ==== 1. What is written in a page ==============================================================
