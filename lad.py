@@ -896,26 +896,30 @@ def matmul_fp32(a, b):
     return a.to(dtype) @ b.to(dtype)
 
 
+# What follows works in place where it can: on a CPU a fresh [C,V] costs more than what is done to it
+
+
 def logits_to_logp(logits, targets, temperature):
     """Of logits [C,V] and targets [C]: (log-prob, entropy, logsumexp), each [C]."""
     logits = logits / temperature
     lse = torch.logsumexp(logits, -1)
-    # -sum p log p = lse - sum p logits
-    p = torch.exp(logits - lse[:, None])
-    entropy = lse - (p * logits).sum(-1)
     logp = logits.gather(-1, targets[:, None])[:, 0] - lse
+    # -sum p log p = lse - sum p logits
+    p = (logits - lse[:, None]).exp_()
+    entropy = lse - p.mul_(logits).sum(-1)
     return logp, entropy, lse
 
 
 def logp_to_dlogits(logits, targets, temperature, lse, entropy, dlogp, dentropy=None):
     """d logits [C,V] = (dlogp (onehot - p) - dentropy p (log p + entropy)) / temperature."""
-    logp = logits / temperature - lse[:, None]
-    p = logp.exp()
-    d = -p * dlogp[:, None]
-    if dentropy is not None:
-        d = d - dentropy[:, None] * p * (logp + entropy[:, None])
-    d = d.scatter_add(-1, targets[:, None], dlogp[:, None])
-    return d / temperature
+    logp = (logits / temperature).sub_(lse[:, None])
+    if dentropy is None:
+        d = logp.exp_().mul_(-dlogp[:, None])
+    else:
+        p = logp.exp()
+        d = p * -dlogp[:, None] - dentropy[:, None] * p * (logp + entropy[:, None])
+    d.scatter_add_(-1, targets[:, None], dlogp[:, None])
+    return d.div_(temperature)
 
 
 class FusedLogprob(torch.autograd.Function):
