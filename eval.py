@@ -187,12 +187,7 @@ def add_flags(parser, benches):
 
 def engine(cfg, folder, device):
     """vLLM with the folder's weights, awake."""
-    options = {}
-    if device.type == "cpu":
-        # To take back the token of an unfinished prefill vLLM moves the generator's offset, which a
-        # CPU's has not: leave none unfinished
-        options["enable_chunked_prefill"] = False
-    llm = lad.start_vllm(cfg, folder, device, **options)
+    llm = lad.start_vllm(cfg, folder, device)
     if device.type == "cuda":
         # start_vllm leaves the weights asleep, and dropped: read them from the folder again
         llm.wake_up(["weights"])

@@ -302,10 +302,15 @@ def start_vllm(cfg, folder, device, **options):
     )
     # Memory, and how the model is run
     if device.type == "cpu":
+        # A prompt is computed once for its group: whole blocks of it are shared, and 32 tokens is
+        # the smallest block of the CPU's attention. No prefill is ever cut: to take back the token
+        # of an unfinished one vLLM moves its generator's offset, which a CPU's has not
         settings.update(
             dtype="float32",
             enforce_eager=True,
-            enable_prefix_caching=False,
+            enable_prefix_caching=True,
+            block_size=32,
+            enable_chunked_prefill=False,
             kv_cache_memory_bytes=int(cfg.vllm_memory * 2**30),
         )
     else:
@@ -896,7 +901,7 @@ def matmul_fp32(a, b):
     return a.to(dtype) @ b.to(dtype)
 
 
-# What follows works in place where it can: on a CPU a fresh [C,V] costs more than what is done to it
+# What follows works in place where it can: on a CPU a new [C,V] costs more than what is done to it
 
 
 def logits_to_logp(logits, targets, temperature):

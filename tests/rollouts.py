@@ -95,7 +95,9 @@ def distance(samples, others):
 
 def caching(folder, out, cfg, device):
     shared = lad.start_vllm(cfg, folder, device, num_gpu_blocks_override=BLOCKS)
-    plain = lad.start_vllm(cfg, folder, device, enable_prefix_caching=False, block_size=128)
+    options = dict(enable_prefix_caching=False, block_size=128)
+    longest = max(LENGTHS) + LONGEST + 1  # it reads whole responses, and must write one token
+    plain = lad.start_vllm(cfg, folder, device, max_model_len=longest, **options)
     model = lad.build_model(folder, cfg, device)
     prompts = make_prompts(model.config.vocab_size)
     preempted = count_preemptions(shared)
