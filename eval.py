@@ -64,8 +64,8 @@ from tqdm import tqdm
 
 import lad
 import verify
-from harness import benchmarks, codeforces, command, digest, judge, ranks, results
-from harness.data import find_model, is_chat, read_rows
+from harness import benchmarks, codeforces, command, digest, judge, ranks, results, rewards
+from harness.data import chat_options, find_model, is_chat, read_rows
 from harness.metrics import distinct_n, overlap, summarize, words
 from harness.metrics import pass_at_k as pass_at_k  # for whoever imports this file
 from harness.ranks import print0
@@ -88,7 +88,7 @@ DEFAULTS = dict(
 # lad.py's knobs that are flags here and may stand in a benchmark's table
 SHARED = ("seed", "temperature", "top_p", "max_tokens", "max_prompt_tokens", "prompt", "kind")
 SHARED += ("chat", "system", "device", "tensor_parallel", "vllm_memory", "vllm_seqs", "vllm_eager")
-SHARED += ("verify_workers", "verify_timeout")
+SHARED += ("verify_workers", "verify_timeout", "reward", "chat_options")
 
 # What is said of those that mean something else here than in training
 HELP = dict(
@@ -98,6 +98,7 @@ HELP = dict(
     max_tokens="of a response (default 8192)",
     max_prompt_tokens="a longer prompt ends the program (default 2048)",
     prompt="template over a row's fields, or the name of one: boxed, program, function",
+    reward="FILE.py:function, a reward of your own in place of the benchmark's: docs/rewards.md",
 )
 
 
@@ -186,12 +187,7 @@ def add_flags(parser, benches):
 
 def engine(cfg, folder, device):
     """vLLM with the folder's weights, awake."""
-    options = {}
-    if device.type == "cpu":
-        # To take back the token of an unfinished prefill vLLM moves the generator's offset, which a
-        # CPU's has not: leave none unfinished
-        options["enable_chunked_prefill"] = False
-    llm = lad.start_vllm(cfg, folder, device, **options)
+    llm = lad.start_vllm(cfg, folder, device)
     if device.type == "cuda":
         # start_vllm leaves the weights asleep, and dropped: read them from the folder again
         llm.wake_up(["weights"])
@@ -206,7 +202,9 @@ def render(tokenizer, cfg, text):
         messages = [{"role": "user", "content": text}]
         if cfg.system:
             messages = [{"role": "system", "content": cfg.system}, *messages]
-        text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        text = tokenizer.apply_chat_template(
+            messages, add_generation_prompt=True, tokenize=False, **chat_options(cfg)
+        )
     # a chat template writes its own <bos>
     return text, tokenizer(text, add_special_tokens=not cfg.chat)["input_ids"]
 
@@ -224,7 +222,8 @@ def answer(llm, cfg, problems, settings, tokenizer, verifier, file):
     def finish(output):
         if file:
             problem = numbered[output.request_id]
-            record = make_record(settings, problem, output.outputs, tokenizer, verifier)
+            kind = lad.scored_by(cfg)
+            record = make_record(settings, problem, output.outputs, tokenizer, verifier, kind)
             results.append(file, record)
 
     # Step by step; what is finished goes to the thread
@@ -271,30 +270,30 @@ def sampling(cfg, settings, number):
     )
 
 
-def make_record(settings, problem, outputs, tokenizer, verifier):
+def make_record(settings, problem, outputs, tokenizer, verifier, scored_by=""):
     """All that the table needs of one problem; `outputs` are its responses, as vLLM returns
-    them."""
+    them. scored_by: the verifier's kind, where that is not what tells solutions apart."""
     kind = settings["kind"]
     tokens = [list(output.token_ids) for output in outputs]
     texts = response_texts(tokenizer, problem["prompt"], tokens)
     truth = problem["truth"]
     if callable(truth):
         truth = truth()
-    rewards = verifier.score([(kind, text, truth) for text in texts])
+    scores = verifier.score([(scored_by or kind, text, truth) for text in texts])
     record = dict(
         settings=settings,
         problem=problem["number"],
         asked=problem["asked"],
         id=problem["id"],
         statement=problem["statement"],
-        rewards=rewards,
+        rewards=scores,
         reasons=list(verifier.reasons),
         lengths=[len(response) for response in tokens],
         truncated=[output.finish_reason == "length" for output in outputs],
         answers=[answer_key(kind, text) for text in texts],
         solutions=[digest.digest(solution_key(kind, text)) for text in texts],
         texts=[digest.digest(text_key(text)) for text in texts],
-        **diversity_of(tokens, rewards, set(tokenizer.all_special_ids)),
+        **diversity_of(tokens, scores, set(tokenizer.all_special_ids)),
         responses=texts,
     )
     if problem["replaces"]:
@@ -509,6 +508,9 @@ def show_settings(bench, rows):
     for key in ("temperature", "top_p", "max_tokens", "seed", "kind", "source", "tokenizer"):
         values = sorted({str(settings.get(key, "-")) for _, settings, _, _ in rows})
         parts.append(f"{key} {' / '.join(values)}")
+    for label, settings, _, x in rows:
+        if "reward" in settings:
+            parts.append(f"{label}: reward {settings['reward']}, mean {x['reward']:.3f}")
     return f"{bench}: {'; '.join(parts)}. avg, pass, maj and truncated in %"
 
 
@@ -693,7 +695,12 @@ def settings_of(args, model, weights, name, bench, tokenizer, cfg):
         settings[key] = getattr(cfg, key)
     settings["prompt"] = bench["template"]
     settings["chat_template"] = digest.digest(tokenizer.chat_template) if cfg.chat else ""
+    if cfg.chat_options:
+        settings["chat_options"] = cfg.chat_options
     settings["verify_timeout"] = cfg.verify_timeout
+    if cfg.reward:  # by what it says, wherever it is
+        path, function = rewards.split(cfg.reward)
+        settings["reward"] = f"{path.name}:{function} {digest.digest(path.read_bytes())}"
     for key in ("release", "start", "end"):
         settings[key] = bench["table"].get(key, "")
     kind = type(tokenizer).__name__
@@ -709,7 +716,9 @@ def missing(args, model, cfg, loaded, done, wanted):
     folder, weights, run = resolve(model, cfg)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     of_model = dict(
-        chat=run.get("chat", bool(tokenizer.chat_template)), system=run.get("system", "")
+        chat=run.get("chat", bool(tokenizer.chat_template)),
+        system=run.get("system", ""),
+        chat_options=run.get("chat_options", ""),
     )
     work = []
     for name, bench in loaded.items():
@@ -806,6 +815,18 @@ def report(args, found, notes):
         die(f"{out}: {one_line(error)}; the table above is whole, not all of it is on disk")
 
 
+def with_reward(name, table):
+    """A benchmark's table, the file of its reward of one's own as every process finds it."""
+    if table.get("reward"):
+        try:
+            return table | {"reward": rewards.find(table["reward"])}
+        except ValueError as error:
+            die(error)
+    if table.get("kind") == "text":
+        die(f"{name}: kind = text says only how solutions are told apart: it needs a --reward")
+    return table
+
+
 def run(args, benches, templates):
     out = Path(args.out)
     if not args.models:
@@ -817,7 +838,7 @@ def run(args, benches, templates):
     make_folder(out)
     loaded = {}
     for name in args.bench:
-        table = benches[name] | args.knobs | args.window
+        table = with_reward(name, benches[name] | args.knobs | args.window)
         rows, source = benchmarks.load_problems(name, table, templates, args.data, args.limit)
         template = templates.get(table["prompt"], table["prompt"])
         loaded[name] = dict(table=table, rows=rows, source=source, template=template)

@@ -45,7 +45,8 @@ response, a dictionary that grows:
     tokens, behaviour, truncated    the rollout's: token ids, vLLM's log-probs, cut at max_tokens?
     row, prompt, text               where it belongs, and what the verifier reads
     lost                            its log-probs are not finite: scored, but never trained on
-    correct                         what the verifier said, in [0, 1]: solve rates, difficulty
+    correct                         what the verifier said; over 0.5 it counts as solved
+    reason                          what it said beside that: why it is 0, or ""
     failed                          why it could not say: no success, no failure; in no statistic
     reward                          what is trained on: correct, shaped
     old, ref                        the trainer's log-probs under pi_old and the reference
@@ -87,7 +88,7 @@ import torch.nn.functional as F
 
 import baselines
 import verify
-from harness import checkpoint, command, tracking
+from harness import checkpoint, command, rewards, tracking
 from harness.data import draw, find_model, find_reference, load_data, load_tokenizer
 from harness.metrics import pass_at_k
 from harness.ranks import all_reduce, claim, join, leave, leave_together, print0, rank, watch, world
@@ -131,10 +132,12 @@ class Config(baselines.Knobs):
     truth_after: str = knob("", "keep what follows the last such mark in the truth (GSM8K: '####')")
     eval_prompt: str = knob(MATH_PROMPT, "prompt, for eval_data; empty: the same")
     eval_truth: str = knob("answer", "truth, for eval_data; empty: the same")
-    kind: str = knob("math:answer", "of verifier, see verify.py",
-                     of="math math:answer math:number code countdown")
+    kind: str = knob("math:answer", "of verifier, see verify.py; text: none, with --reward",
+                     of="math math:answer math:number code countdown text")
+    reward: str = knob("", "FILE.py:function, a reward of your own: docs/rewards.md")
     chat: bool = knob(True, "wrap the prompt in the tokenizer's chat template")
     system: str = knob("", "system message of the chat template")
+    chat_options: str = knob("", "its variables, as JSON: '{\"enable_thinking\": false}'")
     max_prompt_tokens: int = knob(1024, "longer prompts are dropped, and counted", 1)
 
     # rollouts
@@ -244,6 +247,18 @@ def load_config(argv):
     if resume is not None:
         cfg.resume = resume or cfg.out
 
+    # A reward of one's own: the file as every rank and every worker finds it. Solutions are told
+    # apart by their whole texts, unless a kind says how
+    if cfg.reward:
+        try:
+            cfg.reward = rewards.find(cfg.reward)
+        except ValueError as error:
+            die(error)
+        if "kind" not in values:
+            cfg.kind = "text"
+    elif cfg.kind == "text":
+        die("kind = text says only how solutions are told apart: it needs a --reward")
+
     # What no knob's range can say
     if objective.of_sequences or cfg.ratio != "token":
         if cfg.aggregation != "sequence":
@@ -331,10 +346,15 @@ def start_vllm(cfg, folder, device, **options):
     )
     # Memory, and how the model is run
     if device.type == "cpu":
+        # A prompt is computed once for its group: whole blocks of it are shared, and 32 tokens is
+        # the smallest block of the CPU's attention. No prefill is ever cut: to take back the token
+        # of an unfinished one vLLM moves its generator's offset, which a CPU's has not
         settings.update(
             dtype="float32",
             enforce_eager=True,
-            enable_prefix_caching=False,
+            enable_prefix_caching=True,
+            block_size=32,
+            enable_chunked_prefill=False,
             kv_cache_memory_bytes=int(cfg.vllm_memory * 2**30),
         )
     else:
@@ -494,13 +514,20 @@ def describe(rows, groups, tokenizer):
 
 def start_verification(verifier, samples, cfg):
     """A future of [(score, reason)]: the verifier's processes work while this one goes on."""
-    return verifier.submit([(cfg.kind, s["text"], s["row"]["truth"]) for s in samples])
+    kind = scored_by(cfg)
+    return verifier.submit([(kind, s["text"], s["row"]["truth"]) for s in samples])
+
+
+def scored_by(cfg):
+    """The verifier's kind, or the name by which it knows a reward of one's own."""
+    return rewards.PREFIX + cfg.reward if cfg.reward else cfg.kind
 
 
 def finish_verification(samples, verdicts: Future, cfg):
     """Wait for the verdicts and set each sample's `correct`, `failed` and `reward`."""
     for s, (correct, reason) in zip(samples, verdicts.result(), strict=True):
         s["correct"] = correct
+        s["reason"] = reason
         # A wrong answer is a 0 like any other. A worker that was lost, or its error, or a truth
         # that cannot be read, is the verifier's failure: those reasons have a colon, or this name
         is_failure = ":" in reason or reason == "truth unparsable"
@@ -590,7 +617,8 @@ def even_share(mine, wanted):
 
 def evaluate(llm, cfg, tokenizer, verifier, rows, step):
     """From K samples to a prompt, mean over prompts: pass@1, pass@K, and how many of the right ones
-    differ in their answer, expression or program (distinct) and in their text (distinct_texts)."""
+    differ in their answer, expression or program (distinct) and in their text (distinct_texts). And
+    the mean of a reward of one's own."""
     # Responses to this rank's share of the prompts, verified
     K = cfg.eval_samples
     mine, groups = rollout(llm, cfg, rows, K, step, "eval", logprobs=False)
@@ -602,9 +630,13 @@ def evaluate(llm, cfg, tokenizer, verifier, rows, step):
     ks = sorted({1, K})
     passes = [f"eval/pass@{k}" for k in ks]
     sums = dict.fromkeys(["prompts", *passes, "eval/distinct", "eval/distinct_texts"], 0.0)
+    if cfg.reward:
+        sums["eval/reward"] = 0.0
     for group in groups:
         right = [s for s in group if s["correct"] > 0.5]
         sums["prompts"] += 1
+        if cfg.reward:
+            sums["eval/reward"] += sum(s["correct"] for s in group) / K
         for k in ks:
             sums[f"eval/pass@{k}"] += pass_at_k(K, len(right), k)
         solutions, texts = count_distinct(cfg.kind, [s["text"] for s in right])
@@ -921,26 +953,30 @@ def matmul_fp32(a, b):
     return a.to(dtype) @ b.to(dtype)
 
 
+# What follows works in place where it can: on a CPU a new [C,V] costs more than what is done to it
+
+
 def logits_to_logp(logits, targets, temperature):
     """Of logits [C,V] and targets [C]: (log-prob, entropy, logsumexp), each [C]."""
     logits = logits / temperature
     lse = torch.logsumexp(logits, -1)
-    # -sum p log p = lse - sum p logits
-    p = torch.exp(logits - lse[:, None])
-    entropy = lse - (p * logits).sum(-1)
     logp = logits.gather(-1, targets[:, None])[:, 0] - lse
+    # -sum p log p = lse - sum p logits
+    p = (logits - lse[:, None]).exp_()
+    entropy = lse - p.mul_(logits).sum(-1)
     return logp, entropy, lse
 
 
 def logp_to_dlogits(logits, targets, temperature, lse, entropy, dlogp, dentropy=None):
     """d logits [C,V] = (dlogp (onehot - p) - dentropy p (log p + entropy)) / temperature."""
-    logp = logits / temperature - lse[:, None]
-    p = logp.exp()
-    d = -p * dlogp[:, None]
-    if dentropy is not None:
-        d = d - dentropy[:, None] * p * (logp + entropy[:, None])
-    d = d.scatter_add(-1, targets[:, None], dlogp[:, None])
-    return d / temperature
+    logp = (logits / temperature).sub_(lse[:, None])
+    if dentropy is None:
+        d = logp.exp_().mul_(-dlogp[:, None])
+    else:
+        p = logp.exp()
+        d = p * -dlogp[:, None] - dentropy[:, None] * p * (logp + entropy[:, None])
+    d.scatter_add_(-1, targets[:, None], dlogp[:, None])
+    return d.div_(temperature)
 
 
 class FusedLogprob(torch.autograd.Function):
@@ -1411,7 +1447,8 @@ def set_advantages(groups, cfg, state):
     # The objective's advantages, of all groups of a size at once
     for alike in by_size.values():
         rewards = tensor_of("reward", alike)  # [B,n]
-        known = dict(state, correct=tensor_of("correct", alike))
+        # in [0, 1], as a solve rate is; a reward of one's own may be anything
+        known = dict(state, correct=tensor_of("correct", alike).clamp(0, 1))
         if "ref" in OBJECTIVES[cfg.objective].needs:
             known["drift"] = reference_drift(alike)
         adv = advantages(cfg.objective, rewards, cfg, known)  # [B,n]
@@ -1620,13 +1657,19 @@ def copy_weights(model, reference):
 MOST_BARREN = 3  # batches in a row without a finite gradient: as many are no accident
 
 
-def start_verifier(cfg, row):
-    """The verifier, shown to work on this machine: better here than after the first hour."""
+def start_verifier(cfg, rows):
+    """The verifier, shown to work on this machine and on these rows: better here than after the
+    first hour."""
     verifier = verify.Verifier(cfg.verify_workers, cfg.verify_timeout)
+    probe = "\\boxed{x} Answer: x\n```python\n0\n```"
     try:
-        verifier.score([(cfg.kind, "\\boxed{x} Answer: x\n```python\n0\n```", row["truth"])])
+        verifier.score([(scored_by(cfg), probe, row["truth"]) for row in rows])
     except RuntimeError as error:
         die(f"the verifier cannot work here: {one_line(error)}")
+    # A reward of one's own takes any text
+    failed = [reason for reason in verifier.reasons if ":" in reason]
+    if cfg.reward and failed:
+        die(f"reward = {cfg.reward}, given the response {probe!r}: {failed[0]}")
     return verifier
 
 
@@ -1649,7 +1692,12 @@ def main(argv):
     reference_folder = find_reference(cfg, folder, tokenizer)
     rows = load_data(cfg, tokenizer)
     held_out = load_data(cfg, tokenizer, evaluation=True) if cfg.eval_data else []
-    verifier = start_verifier(cfg, rows[0])
+    verifier = start_verifier(cfg, rows[:1] + held_out[:1])
+    if cfg.reward:
+        print0(
+            f"reward    {cfg.reward}; over 0.5 it counts as solved: in solve_rate, pass@k and the "
+            "masses, for fade, power, maxrl, passk and w_reinforce"
+        )
     tracking.begin(cfg, __file__, found)
 
     # vLLM first, which measures the memory that it may have; then the model, its optimizer and,

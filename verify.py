@@ -1,13 +1,16 @@
 r"""
 Verifiable rewards for mathematical answers, programs and countdown puzzles: 1.0 or 0.0, in time,
-and for a reason.
+and for a reason. And rewards of one's own, which may be any number.
 
     with Verifier(workers=8, timeout=10) as v:
         v.score([(kind, response, truth), ...])      # v.reasons then says of each zero why
     python verify.py FILE.jsonl                      # the same, as a command
+    python verify.py --reward my_rewards.py:function FILE.jsonl
 
 Kinds: math (the last \boxed{}), math:answer (the last "Answer:" line), math:number (the last
-number), code (the last Python block), countdown: the preset chooses.
+number), code (the last Python block), countdown: the preset chooses. The kind
+"reward:/FILE.py:function" is a function (response, row) of one's own, with the row in place of the
+truth: docs/rewards.md.
 
 Reasons: "" (wrong), no answer found, too long, too large, timeout, crashed, truth unparsable; with
 a colon ("timeout: worker replaced") they are the verifier's own failures.
@@ -39,6 +42,7 @@ HERE = Path(__file__).resolve().parent
 if str(HERE) not in sys.path:  # python -I and PYTHONSAFEPATH leave out a script's own folder
     sys.path.insert(0, str(HERE))
 
+from harness import rewards  # noqa: E402
 from harness.countdown import countdown_judge  # noqa: E402
 from harness.math_answers import (  # noqa: E402
     Unjudged,
@@ -115,6 +119,8 @@ def math_judge(response, answer, style="boxed", quick=False):
 def judge(kind, response, truth, sandbox=None, timeout=None, quick=False):
     """(reward, reason), here and now; with quick, None where it is work for a worker. ValueError:
     an unknown kind."""
+    if kind.startswith(rewards.PREFIX) and quick:
+        return None
     if kind not in KINDS:
         raise ValueError(f"unknown kind {kind!r}: expected one of {', '.join(KINDS)}")
     name, _, style = kind.partition(":")
@@ -136,31 +142,41 @@ def worker_main(role, timeout, mode):
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     logging.disable(logging.CRITICAL)
     timeout = float(timeout)
-    # The pipe of replies, which nothing else writes to
+    # The pipes of items and of replies, which nothing else reads or writes
+    items = os.fdopen(os.dup(0), "r")
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     reply = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what a library prints is no reply
 
     # What the work needs, before the first item
     sandbox = None
+    function = None
     ready = ["", ""]
     try:
-        if role == "code":
+        if role.startswith(rewards.PREFIX):
+            name = role.removeprefix(rewards.PREFIX)
+            function = rewards.load(name, json.loads(items.readline()))
+        elif role == "code":
             sandbox = Sandbox(mode)
             ready = [sandbox.mode, sandbox.why]
         else:
             load_library()
             resource.setrlimit(resource.RLIMIT_AS, (4 << 30, 4 << 30))
             same("x+1", "1+x")  # what the first item would wait for
-    except OSError as error:
+    except (OSError, ValueError) as error:
         print(json.dumps(["refused", str(error)]), file=reply)
         return
     print(json.dumps(["ready", ready]), file=reply)
 
     os.dup2(1, 2)  # from here on nothing of an item reaches the caller's log
-    for line in sys.stdin:
+    for line in items:
         signal.setitimer(signal.ITIMER_REAL, timeout + 5)  # the kernel ends an orphan that hangs
         try:
-            result = judge(*json.loads(line), sandbox, timeout)
+            kind, response, truth = json.loads(line)
+            if function:
+                result = rewards.score(name, function, response, truth)
+            else:
+                result = judge(kind, response, truth, sandbox, timeout)
         except Exception as error:
             result = 0.0, f"crashed: {type(error).__name__}"
         signal.setitimer(signal.ITIMER_REAL, 0)
@@ -179,10 +195,18 @@ def ask(worker, line, seconds):
     return json.loads(answer)
 
 
-def end(worker):
-    """Kill it, whatever it is doing, and wait for it."""
-    worker.kill()
+def kill(worker):
+    """End it and what it has started, whatever they are doing, and wait for it."""
+    try:
+        os.killpg(worker.pid, signal.SIGKILL)  # the session that it was started in is its own
+    except (ProcessLookupError, PermissionError):
+        worker.kill()
     worker.wait()
+
+
+def end(worker):
+    """Kill it, and close its pipes."""
+    kill(worker)
     worker.stdout.close()
     try:
         worker.stdin.close()
@@ -207,6 +231,7 @@ class Verifier:
         self.sandbox = sandbox
         self.live = set()  # the workers that run
         self.mine = threading.local()  # a thread's own worker, by its role
+        self.sources = {}  # the text of the file of each reward, read once
         self.results = []  # of the items under way: a verdict or its future
         self.reasons = []
         self.pool = concurrent.futures.ThreadPoolExecutor(workers)
@@ -234,7 +259,9 @@ class Verifier:
     def give(self, item):
         """In a thread: to its worker, which is killed when it is late and started when needed."""
         # To the worker of this thread
-        role = item[0].partition(":")[0]
+        role = item[0]
+        if not role.startswith(rewards.PREFIX):
+            role = role.partition(":")[0]
         worker = getattr(self.mine, role, None) or self.spawn(role)
         line = json.dumps(item, default=str) + "\n"
         seconds = self.timeout
@@ -255,13 +282,16 @@ class Verifier:
     def spawn(self, role):
         """A worker in its own session; it imports this file alone, never the caller's main module
         or torch."""
+        own = role.startswith(rewards.PREFIX)
         # An environment that neither changes Python nor hash orders
         env = {}
         for key, value in os.environ.items():
-            if not key.startswith(("PYTHON", "LD_")):
+            if own or not key.startswith(("PYTHON", "LD_")):
                 env[key] = value
         env |= {"SYMPY_GROUND_TYPES": "python"}  # gmpy2 would not be interrupted
         env |= {"PYTHONHASHSEED": "0"}
+        if own:  # cores are shared with the other workers, GPUs are the trainer's
+            env |= {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
         command = [sys.executable, os.path.abspath(__file__), "--worker", role]
         command += [str(self.timeout), self.sandbox]
         # In a session of its own
@@ -275,7 +305,17 @@ class Verifier:
         )
         self.live.add(worker)
         # What it says when it is ready
-        state, said = attempt(ask, worker, "", 60) or ("dead", "")
+        first, seconds = "", 60
+        if own:
+            first, seconds = self.source_of(role), rewards.LOADING
+        state, said = attempt(ask, worker, first, seconds) or ("dead", "")
+        if state != "ready":
+            end(worker)
+            self.live.discard(worker)
+        if own and state == "refused":
+            raise RuntimeError(said)
+        if own and state == "dead":
+            raise RuntimeError(f"{role}: importing it ended the process, or took {seconds} s")
         if state == "dead":
             raise RuntimeError("a verifier worker cannot start; to see why: " + " ".join(command))
         if state == "refused":
@@ -286,6 +326,17 @@ class Verifier:
         self.warn(*said)
         setattr(self.mine, role, worker)
         return worker
+
+    def source_of(self, role):
+        """The line that a worker of a reward begins with: the text of its file, as it was when the
+        first worker was started."""
+        if role not in self.sources:
+            path, _ = rewards.split(role.removeprefix(rewards.PREFIX))
+            try:
+                self.sources[role] = json.dumps(rewards.read(path)) + "\n"
+            except ValueError as error:
+                raise RuntimeError(str(error)) from None
+        return self.sources[role]
 
     def warn(self, mode, why):
         """Once, where programs run under less than namespaces."""
@@ -300,8 +351,7 @@ class Verifier:
         self.front.shutdown(wait=False, cancel_futures=True)
         self.pool.shutdown(wait=False, cancel_futures=True)
         for worker in list(self.live):
-            worker.kill()
-            worker.wait()
+            kill(worker)
 
     def __enter__(self):
         return self
@@ -344,9 +394,9 @@ def progress(verifier, verdicts, total):
         time.sleep(0.1)
 
 
-def read_items(path):
-    """The rows of a JSONL file and where each stands; one line of error where they cannot be
-    items."""
+def read_items(path, own=False):
+    """The rows of a JSONL file; one line of error where they cannot be items. own: for a reward of
+    one's own, which needs a response and whatever it reads."""
     try:
         with open(path, encoding="utf-8-sig") as file:
             lines = file.read().splitlines()
@@ -362,9 +412,11 @@ def read_items(path):
             row = json.loads(line)
         except ValueError as error:
             die(f"{where}: not JSON ({one_line(error)})")
-        if not isinstance(row, dict) or not {"kind", "response", "truth"} <= row.keys():
-            die(f'{where}: an item is {{"kind": ..., "response": ..., "truth": ...}}')
-        if row["kind"] not in KINDS:
+        needed = ("response",) if own else ("kind", "response", "truth")
+        if not isinstance(row, dict) or not set(needed) <= row.keys():
+            keys = ", ".join(f'"{key}": ...' for key in needed)
+            die(f"{where}: an item is {{{keys}}}")
+        if not own and row["kind"] not in KINDS:
             die(f"{where}: kind {row['kind']!r}; there are {', '.join(KINDS)}")
         if not isinstance(row["response"], str):
             die(f"{where}: the response has to be a string")
@@ -374,6 +426,17 @@ def read_items(path):
     return rows
 
 
+def items_of(rows, reward):
+    """(kind, response, truth) of each row; with a reward of one's own its name and the row."""
+    if not reward:
+        return [(row["kind"], row["response"], row["truth"]) for row in rows]
+    try:
+        kind = rewards.PREFIX + rewards.find(reward)
+    except ValueError as error:
+        die(error)
+    return [(kind, row["response"], row) for row in rows]
+
+
 def main(argv):
     """A line of output an item, then how many were right and why the others were not. Where a row
     has "want", the reward that it should get, exit code 1 says that one did not get it."""
@@ -381,31 +444,42 @@ def main(argv):
 
     parser = command.parser(__doc__)
     parser.add_argument("file", help="JSONL, a line an item; docs/verifiers.md has examples")
-    rows = read_items(parser.parse_args(argv).file)
-    items = [(row["kind"], row["response"], row["truth"]) for row in rows]
+    parser.add_argument("--reward", default="", metavar="FILE.py:function", help="docs/rewards.md")
+    parser.add_argument("--timeout", type=float, default=10.0, help="seconds for an item (10)")
+    args = parser.parse_args(argv)
+    rows = read_items(args.file, own=bool(args.reward))
+    items = items_of(rows, args.reward)
 
     start = time.monotonic()
-    with Verifier(os.cpu_count()) as verifier:
+    with Verifier(os.cpu_count(), args.timeout) as verifier:
         verdicts = verifier.submit(items)
         progress(verifier, verdicts, len(items))
-        results = verdicts.result()
+        try:
+            results = verdicts.result()
+        except RuntimeError as error:
+            print(file=sys.stderr)  # the bar's line
+            die(one_line(error))
     seconds = time.monotonic() - start
 
     # A line an item
-    right = unwanted = 0
+    right = total = unwanted = 0
     why = collections.Counter()
     for number, (row, (reward, reason)) in enumerate(zip(rows, results, strict=True)):
-        line = f"{number:>7} {row['kind']:<12} {reward:.0f} {reason}"
+        name = args.reward.rpartition(":")[2] or row["kind"]
+        line = f"{number:>7} {name:<12} {reward:g} {reason}"
         if row.get("want", reward) != reward:
             unwanted += 1
             line += f"  <- wanted {row['want']}"
         print(line)
-        right += reward
-        if not reward:
+        right += reward > 0.5
+        total += reward
+        if reward <= 0.5:
             why[reason or "wrong"] += 1
 
     # Their sum
-    said = [f"{len(items)} items, {right:.0f} right, {len(items) / seconds:.0f} a second"]
+    said = [f"{len(items)} items, {right} right, {len(items) / seconds:.0f} a second"]
+    if args.reward:
+        said.append(f"mean reward {total / len(items):g}, right is over 0.5")
     said += [f"{count} {reason}" for reason, count in why.most_common()]
     if any("want" in row for row in rows):
         said.append(f"{unwanted} not as wanted")

@@ -84,11 +84,15 @@ def load_problems(name, table, templates, data, limit=0):
     problems = []
     for number, row in enumerate(itertools.islice(rows, limit or None)):
         where = f"{source}, row {number + 1}"
-        # What a response is verified against
         if "release" in table:
+            row = row | {"problem": row["question_content"]}
+        # What a response is verified against
+        if table.get("reward"):  # which gets the row
+            truth = row
+            truth_digest = digest.of_truth(row)
+        elif "release" in table:
             truth = partial(livecodebench_tests, row)
             truth_digest = digest.digest(*(row.get(key) for key in TESTS))
-            row = row | {"problem": row["question_content"]}
         else:
             truth = truth_of(row, table, where)
             truth_digest = digest.of_truth(truth)

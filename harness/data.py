@@ -184,9 +184,9 @@ def field(row, path, where):
 
 
 def load_data(cfg, tokenizer, evaluation=False):
-    """Rows {prompt_ids, prompt, truth} of the training or the held-out data. Duplicate and
-    over-long prompts are dropped and counted; a row that lacks a field ends the run with its
-    number."""
+    """Rows {prompt_ids, prompt, truth} of the training or the held-out data; for a reward of one's
+    own the truth is the whole row. Duplicate and over-long prompts are dropped and counted; a row
+    that lacks a field ends the run with its number."""
     source, name, split = cfg.data, cfg.data_name, cfg.data_split
     template, truth_path = cfg.prompt, cfg.truth
     if evaluation:
@@ -200,6 +200,7 @@ def load_data(cfg, tokenizer, evaluation=False):
         raw = read_rows(source, name, split)
     if cfg.chat and not tokenizer.chat_template:
         die(f"{cfg.model}: its tokenizer has no chat template; say chat = false")
+    options = chat_options(cfg)
 
     rows = []
     seen = set()
@@ -212,12 +213,12 @@ def load_data(cfg, tokenizer, evaluation=False):
         text, messages = fill_template(row, template, where, counts)
         if cfg.chat:
             messages = with_system(messages, cfg.system, counts)
-            text = render(messages, tokenizer, where)
+            text = render(messages, tokenizer, options, where)
         if text in seen:
             counts["duplicates"] += 1
             continue
         seen.add(text)
-        truth = truth_of(row, truth_path, cfg, where)
+        truth = row if cfg.reward else truth_of(row, truth_path, cfg, where)
         # a chat template writes its own <bos>
         ids = tokenizer(text, add_special_tokens=not cfg.chat)["input_ids"]
         if len(ids) > cfg.max_prompt_tokens:
@@ -348,10 +349,26 @@ def with_system(messages, system, counts):
     return [{"role": "system", "content": system}, *messages]
 
 
-def render(messages, tokenizer, where):
+def chat_options(cfg):
+    """What cfg.chat_options gives a chat template beside the messages: variables of its own, such
+    as Qwen3's enable_thinking."""
+    if not cfg.chat_options:
+        return {}
+    try:
+        options = json.loads(cfg.chat_options)
+    except ValueError as error:
+        die(f"chat_options = {cfg.chat_options!r}: {one_line(error)}; expected a JSON object")
+    if not isinstance(options, dict):
+        die(f"chat_options = {cfg.chat_options!r}: expected a JSON object")
+    return options
+
+
+def render(messages, tokenizer, options, where):
     """The text of a chat, up to where the model begins to answer."""
     try:
-        return tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        return tokenizer.apply_chat_template(
+            messages, add_generation_prompt=True, tokenize=False, **options
+        )
     except Exception as error:  # whatever a template raises: it is a program
         roles = ", ".join(message["role"] for message in messages)
         die(

@@ -32,12 +32,12 @@ def pass_curve(n, c):
 
 
 def majority(record):
-    """The reward of the most frequent answer of a finished problem; among equals the first to
-    appear. None where the kind has no answers to vote on."""
+    """1 where the most frequent answer of a finished problem is right, else 0; among equals the
+    first to appear counts. None where the kind has no answers to vote on."""
     votes = Counter(answer for answer in record["answers"] if answer)
     if votes:
         winner = votes.most_common(1)[0][0]
-        return record["rewards"][record["answers"].index(winner)]
+        return float(record["rewards"][record["answers"].index(winner)] > 0.5)
     if record["settings"]["kind"].startswith("math"):
         return 0.0
     return None
@@ -151,6 +151,7 @@ def summarize(records):
     return dict(
         problems=len(records),
         n=n,
+        reward=mean(x for record in records for x in record["rewards"]),
         pass_at=curves.mean(0),  # [k]
         interval=interval(curves),  # [2, k]
         maj=mean(majority(record) for record in records),

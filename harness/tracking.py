@@ -47,6 +47,8 @@ def begin(cfg, script, found=None):
     (out / "source").mkdir(parents=True, exist_ok=True)
     replace(out / "config.toml", to_toml(dataclasses.asdict(cfg)))
     copy_source(Path(script).resolve(), out / "source")
+    if cfg.reward:
+        copy_reward(Path(cfg.reward.rpartition(":")[0]), out / "source" / "reward")
     if is_fork:
         take_over(cfg, *found)
 
@@ -93,6 +95,13 @@ def copy_source(script, folder):
         shutil.copy(path, target)
 
 
+def copy_reward(path, folder):
+    """The file of a reward of one's own; a resumed run may have been given its own copy."""
+    folder.mkdir(exist_ok=True)
+    if path != folder.resolve() / path.name:
+        shutil.copy(path, folder)
+
+
 def rewind(cfg, step):
     """Forget the log lines after the checkpoint of `step`, a torn last one included; all of them if
     there is no checkpoint."""
@@ -120,7 +129,7 @@ def append(cfg, name, **fields):
     """One line of metrics.jsonl or samples.jsonl, flushed; rank 0 only."""
     if rank() != 0:
         return
-    line = json.dumps(fields) + "\n"
+    line = json.dumps(fields, default=str) + "\n"  # a row may hold dates
     try:
         with open(Path(cfg.out) / name, "a") as file:
             file.write(line)
@@ -263,6 +272,7 @@ def log_samples(cfg, step, drawn):
             response=s["text"],
             truth=s["row"]["truth"],
             reward=s["reward"],
+            reason=s["reason"],
         )
 
 

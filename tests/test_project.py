@@ -39,7 +39,7 @@ PROGRAMS = [
 FOREIGN_FLAGS = {"--nproc_per_node", "--shutdown-timeout", "--standalone"}
 FOREIGN_FLAGS |= {"--rdzv_id", "--local-addr", "--max-restarts"}
 # Files that stand for a reader's own, or are a run's
-PLACEHOLDERS = {"mine.py", "mine.toml", "FILE.py", "config.toml"}
+PLACEHOLDERS = {"my_rewards.py", "items.jsonl", "mine.py", "mine.toml", "FILE.py", "config.toml"}
 
 
 # ==== 1. What is written in a page ==============================================================
