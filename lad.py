@@ -88,7 +88,7 @@ import torch.nn.functional as F
 
 import baselines
 import verify
-from harness import checkpoint, command, rewards, tracking
+from harness import checkpoint, command, rewards, trackers, tracking
 from harness.data import draw, find_model, find_reference, load_data, load_tokenizer
 from harness.metrics import pass_at_k
 from harness.ranks import all_reduce, claim, join, leave, leave_together, print0, rank, watch, world
@@ -216,6 +216,8 @@ class Config(baselines.Knobs):
     eval_prompts: int = knob(0, "held-out prompts used, the first of them; 0: all", 0)
     checkpoint_every: int = knob(20, "steps; 0: only at the end", 0)
     checkpoint_keep: int = knob(2, "checkpoints kept, the newest", 1)
+    track: str = knob("off", "who else shows the run: docs/metrics.md",
+                      of="off wandb trackio tensorboard")
 # fmt: on
 
 
@@ -1679,6 +1681,7 @@ def main(argv):
         plan = [str(HERE / "tools/plan.py"), "--script", __file__]
         os.execv(sys.executable, [sys.executable, *plan, *argv])
     cfg = load_config(argv)
+    trackers.check(cfg.track)
     device = join(cfg)
     claim(cfg, HERE)
     if cfg.zero_variance != "keep" and OBJECTIVES[cfg.objective].learns_from_equal:
@@ -1722,6 +1725,8 @@ def main(argv):
     kept = progress["step"]  # the last step that a checkpoint holds
     tracking.rewind(cfg, progress["step"])
     tracking.announce(cfg, model, device, progress["step"])
+    if rank() == 0:
+        trackers.follow(cfg.track, cfg.out)
     stopped = tracking.listen_for_signals()
     over = watch()  # over other ranks: who dies or hangs is named by the others
 

@@ -23,7 +23,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from harness import checkpoint
+from harness import checkpoint, trackers
 from harness.ranks import all_reduce, hold, print0, rank, world
 from harness.settings import die, one_line, replace, to_toml
 
@@ -316,6 +316,7 @@ def report(cfg):
         from harness import plot
 
         plot.report(Path(cfg.out))
+        trackers.finish()
 
 
 # ==== 4. A sign of collapse =====================================================================
