@@ -12,6 +12,7 @@ from functools import partial
 
 import torch
 
+from harness.ranks import set_whole
 from harness.settings import knob
 
 
@@ -270,12 +271,7 @@ def initialise_log_z(head, width, seed, device):
         torch.manual_seed(seed)
         initial = log_z_head(width).state_dict()
     for name, p in head.named_parameters():
-        value = initial[name]
-        if hasattr(p, "full_tensor"):
-            from torch.distributed.tensor import distribute_tensor
-
-            value = distribute_tensor(value.to(device), p.device_mesh, p.placements)
-        p.data.copy_(value)
+        set_whole(p, initial[name], device)
 
 
 def log_z_of_prompts(head, hidden, prompt_spans):

@@ -88,7 +88,7 @@ import torch.nn.functional as F
 
 import baselines
 import verify
-from harness import checkpoint, command, rewards, trackers, tracking
+from harness import checkpoint, command, lora, rewards, trackers, tracking
 from harness.data import draw, find_model, find_reference, load_data, load_tokenizer
 from harness.metrics import pass_at_k
 from harness.ranks import all_reduce, claim, join, leave, leave_together, print0, rank, watch, world
@@ -189,11 +189,16 @@ class Config(baselines.Knobs):
     # optimization
     minibatches: int = knob(1, "optimizer steps in one pass over a rollout batch", 1)
     epochs: int = knob(1, "passes over a rollout batch", 1)
-    lr: float = knob(1e-6, "AdamW's, after warm-up", 0)
+    lr: float = knob(1e-6, "AdamW's, after warm-up; LoRA wants some ten times as much", 0)
     warmup: int = knob(10, "rollout batches of linear warm-up", 0)
     weight_decay: float = knob(0.0, "AdamW's", 0)
     beta2: float = knob(0.95, "AdamW's; beta1 is 0.9", 0, 1)
     grad_clip: float = knob(1.0, "ceiling of the global gradient norm", 1e-6)
+
+    # LoRA, see docs/lora.md
+    lora_rank: int = knob(0, "train adapters of this rank, not the weights; 0: the weights", 0)
+    lora_alpha: float = knob(32.0, "an adapter's B A counts alpha / rank times", 1e-3)
+    lora_targets: str = knob("all", "linear layers of a block, as q_proj,v_proj; all: each one")
 
     # speed and memory
     micro_tokens: int = knob(16384, "packed into one forward, about; longer samples go alone", 1)
@@ -241,6 +246,8 @@ def load_config(argv):
     defaults = dict(objective.defaults)
     if values.get("ratio", "token") != "token":
         defaults["aggregation"] = "sequence"
+    if values.get("lora_rank"):
+        defaults.update(lora.DEFAULTS)
     cfg = Config(**defaults | values)
     cfg.config = name
     if not cfg.out:
@@ -282,6 +289,8 @@ def load_config(argv):
     if cfg.objective == "passk" and cfg.pass_k > cfg.group:
         die(f"pass_k = {cfg.pass_k} is more than the {cfg.group} responses of a group")
     refuse_combinations(cfg, objective)
+    if cfg.lora_rank:
+        lora.refuse(cfg)
     return cfg
 
 
@@ -382,13 +391,16 @@ def start_vllm(cfg, folder, device, **options):
 
 def named_weights(model, dtype):
     """(Hugging Face name, whole tensor), one at a time, the same order on all ranks. Tied weights
-    come once, the head of log Z not at all."""
+    come once, adapters inside the weights that they adapt, the head of log Z not at all."""
+    adapted = lora.layers(model)
     for name, p in model.named_parameters():
-        if name.startswith("log_z."):
+        if name.startswith("log_z.") or lora.is_adapter(name):
             continue
         p = p.detach().to(dtype)  # before it is gathered: half the traffic
         if hasattr(p, "full_tensor"):
             p = p.full_tensor()
+        if name in adapted:
+            p = lora.merge(p, adapted[name])
         yield name, p
 
 
@@ -1020,10 +1032,9 @@ class FusedLogprob(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, dlogp, dentropy):
-        # Formed in the forward already
+        # Formed in the forward already; autograd casts d weight to the weight's type
         if ctx.early:
-            dhidden, dweight = ctx.saved_tensors
-            return dhidden, dweight.to(dhidden.dtype), None, None, None, None
+            return *ctx.saved_tensors, None, None, None, None
 
         # Or from the logits, chunk by chunk once more
         hidden, weight, targets, lse, entropy = ctx.saved_tensors
@@ -1038,14 +1049,16 @@ class FusedLogprob(torch.autograd.Function):
             d = logp_to_dlogits(logits, *known, dlogp[part], dentropy_part)
             add_gradients(grads, part, d, hidden, weight)
             del d
-        dhidden, dweight = grads
-        return dhidden, dweight.to(dhidden.dtype), None, None, None, None
+        return *grads, None, None, None, None
 
 
 def empty_gradients(hidden, weight):
-    """(d hidden, d weight), the latter to be summed over chunks in fp32."""
-    dtype = torch.promote_types(weight.dtype, torch.float32)
-    return torch.empty_like(hidden), torch.zeros_like(weight, dtype=dtype)
+    """(d hidden, d weight), the latter to be summed over chunks in fp32; None of a frozen head."""
+    dweight = None
+    if weight.requires_grad:
+        dtype = torch.promote_types(weight.dtype, torch.float32)
+        dweight = torch.zeros_like(weight, dtype=dtype)
+    return torch.empty_like(hidden), dweight
 
 
 def add_gradients(grads, part, dlogits, hidden, weight):
@@ -1053,7 +1066,8 @@ def add_gradients(grads, part, dlogits, hidden, weight):
     dhidden, dweight = grads
     dlogits = dlogits.to(hidden.dtype)
     dhidden[part] = dlogits @ weight
-    dweight.add_(matmul_fp32(dlogits.t(), hidden[part]))
+    if dweight is not None:
+        dweight.add_(matmul_fp32(dlogits.t(), hidden[part]))
 
 
 def fused_logprob(hidden, weight, targets, temperature=1.0, chunk=4096, gradient=None):
@@ -1263,7 +1277,8 @@ def largest_chunk(hidden, vocabulary):
 
 def build_model(folder, cfg, device, trainable=True):
     """A causal LM from a Hugging Face folder: fp32 weights, sharded, each rank reading only what it
-    keeps. On CUDA it computes in bf16. model(batch, temperature, chunk) is logprob_forward."""
+    keeps. On CUDA it computes in bf16. model(batch, temperature, chunk) is logprob_forward. With
+    LoRA the weights are frozen, and rest in what is computed in; adapters beside them are fp32."""
     from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM
 
     # The architecture, with our attention; nothing is allocated yet
@@ -1273,7 +1288,8 @@ def build_model(folder, cfg, device, trainable=True):
         value = getattr(config, key, None)
         if value not in (None, 1, 1.0):
             die(f"{folder}: {key} = {value} scales the logits, which the fused head does not do")
-    architecture = dict(dtype=torch.float32, attn_implementation="packed")
+    dtype = lora.base_type(cfg, device) if trainable else torch.float32
+    architecture = dict(dtype=dtype, attn_implementation="packed")
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, **architecture)
     if not hasattr(model, "lm_head") or model.lm_head.bias is not None:
@@ -1281,6 +1297,9 @@ def build_model(folder, cfg, device, trainable=True):
             f"{folder}: {type(model).__name__} has no plain lm_head; a decoder-only model with a "
             "linear head is needed"
         )
+    needs_adapters = trainable and cfg.lora_rank > 0
+    if needs_adapters:
+        lora.add_adapters(model, cfg)
     needs_log_z = trainable and "log_z" in OBJECTIVES[cfg.objective].needs
     if needs_log_z:
         with torch.device("meta"):
@@ -1298,6 +1317,9 @@ def build_model(folder, cfg, device, trainable=True):
 
     # How it is run
     model.requires_grad_(trainable)
+    if needs_adapters:
+        lora.initialise(model, cfg, device)
+        lora.freeze(model)
     model.train(trainable)
     for module in model.modules():  # a log-prob is to be the same twice
         if isinstance(module, torch.nn.Dropout):
@@ -1709,10 +1731,14 @@ def main(argv):
     model = build_model(folder, cfg, device)
     reference = None
     if "ref" in OBJECTIVES[cfg.objective].needs or cfg.kl_coef:
-        reference = build_model(reference_folder, cfg, device, trainable=False)
+        if cfg.lora_rank and not cfg.reference:
+            reference = model  # its adapters will be switched off
+        else:
+            reference = build_model(reference_folder, cfg, device, trainable=False)
     turn_on_compile(cfg, device, model)
+    trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(
-        model.parameters(), cfg.lr, (0.9, cfg.beta2), weight_decay=cfg.weight_decay, fused=True
+        trained, cfg.lr, (0.9, cfg.beta2), weight_decay=cfg.weight_decay, fused=True
     )
 
     # All that a run is, beside its weights. A checkpoint holds both
@@ -1757,7 +1783,8 @@ def main(argv):
         if needs_old_logprobs(cfg):
             score_samples(model, "old", samples, cfg, device)
         if reference is not None:
-            score_samples(reference, "ref", samples, cfg, device)
+            with lora.switched_off(reference):
+                score_samples(reference, "ref", samples, cfg, device)
         lap("train")
 
         # Rewards, then FADE's running statistics (this batch counts already), then advantages
@@ -1825,6 +1852,8 @@ def main(argv):
     # A folder that others load, a picture, and a quiet end: no rank leaves before the others
     dtype = torch.float32 if next(model.parameters()).is_cpu else torch.bfloat16
     checkpoint.export(cfg, named_weights(model, dtype), model.config, tokenizer, folder)
+    if cfg.lora_rank:
+        lora.export(cfg, model)
     tracking.report(cfg)
     verifier.close()
     leave(over)

@@ -14,17 +14,25 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
+from harness import lora
 from harness.ranks import all_reduce, leave_together, patiently, print0, rank
 from harness.settings import die, one_line
 
 # What must not change between a checkpoint and the run that goes on from it
-SAME = ("model", "objective", "data", "seed", "reference", "ref_every")
+SAME = ("model", "objective", "data", "seed", "reference", "ref_every", "lora_rank")
+SAME_ADAPTER = ("lora_alpha", "lora_targets")
+
+
+def identity(cfg):
+    """{key: value} of the settings that a checkpoint belongs to."""
+    keys = SAME + SAME_ADAPTER if cfg.lora_rank else SAME
+    return {key: getattr(cfg, key) for key in keys}
 
 
 def tensors_of(model, optimizer, moving):
-    """{name: weight}, {moment.name: Adam's}, {anchor.name: a moving reference's}: the very tensors,
-    saved from and loaded into."""
-    tensors = dict(model.named_parameters())
+    """{name: trained weight}, {moment.name: Adam's}, {anchor.name: a moving reference's}: the very
+    tensors, saved from and loaded into. What is frozen stands in the starting model's folder."""
+    tensors = {name: p for name, p in model.named_parameters() if p.requires_grad}
     found = dict(tensors)
     if moving is not None:
         for name, p in moving.named_parameters():
@@ -58,8 +66,7 @@ def save(cfg, model, optimizer, moving, progress):
         dcp.save(tensors, storage_writer=writer)
         if rank() == 0:
             state = dict(progress, updates=updates_of(optimizer), files=sizes(temporary))
-            for key in SAME:
-                state[key] = getattr(cfg, key)
+            state.update(identity(cfg))
             (temporary / "state.json").write_text(json.dumps(state))
     except (Exception, dcp.api.CheckpointException) as failure:  # a full disk, most likely
         error = first_failure(failure)
@@ -166,14 +173,11 @@ def is_fork(cfg):
 
 def refuse_other_run(cfg, path, saved):
     """Leave if what is asked for is not the run that the checkpoint is of."""
-    for key in SAME:
+    for key, value in identity(cfg).items():
         before = saved.get(key, getattr(type(cfg), key))  # a checkpoint from before there was a key
-        if before != getattr(cfg, key):
+        if before != value:
             hint = "leave out --resume" if is_fork(cfg) else "give another --out"
-            die(
-                f"{path} was trained with {key} = {before!r}, this run has "
-                f"{getattr(cfg, key)!r}: {hint}"
-            )
+            die(f"{path} was trained with {key} = {before!r}, this run has {value!r}: {hint}")
     if saved["step"] > cfg.steps:
         die(
             f"{path}: {saved['step']} steps are done and steps = {cfg.steps}: nothing is left to "
@@ -206,7 +210,7 @@ def load(cfg, found, model, optimizer, moving):
 
     path, saved = found
     if saved["updates"]:
-        for p in model.parameters():
+        for p in (p for p in model.parameters() if p.requires_grad):
             step = torch.tensor(float(saved["updates"]), device=p.device)
             optimizer.state[p] = dict(
                 step=step, exp_avg=torch.zeros_like(p), exp_avg_sq=torch.zeros_like(p)
@@ -222,15 +226,18 @@ def load(cfg, found, model, optimizer, moving):
 
 def load_model(model, folder):
     """Read the weights of a Hugging Face folder into a model in place, each rank its own slices.
-    Tied weights appear once, as in the files; the head of log Z is in none. Files that hold a head
-    of their own where the config says tied are refused."""
+    Tied weights appear once, as in the files; the head of log Z and adapters are in none. Files
+    that hold a head of their own where the config says tied are refused."""
     import torch.distributed.checkpoint as dcp
     from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
 
     if model.config.tie_word_embeddings:
         message = other_head(folder) if rank() == 0 else ""
         leave_together(message)
-    weights = {name: p for name, p in model.named_parameters() if not name.startswith("log_z.")}
+    weights = {}
+    for name, p in model.named_parameters():
+        if not (name.startswith("log_z.") or lora.is_adapter(name)):
+            weights[name] = p
     try:
         dcp.load(weights, storage_reader=HuggingFaceStorageReader(str(folder)))
     except (Exception, dcp.api.CheckpointException) as error:

@@ -106,6 +106,21 @@ def leave_together(message):
         raise SystemExit(2)
 
 
+def whole(x):
+    """A tensor that is sharded over the ranks, gathered; any other as it is. All ranks must come
+    here."""
+    return x.full_tensor() if hasattr(x, "full_tensor") else x
+
+
+def set_whole(p, value, device):
+    """Fill a parameter from a whole tensor that all ranks have; `device` is this rank's."""
+    if hasattr(p, "full_tensor"):
+        from torch.distributed.tensor import distribute_tensor
+
+        value = distribute_tensor(value.to(device), p.device_mesh, p.placements)
+    p.data.copy_(value)
+
+
 # ==== 2. Ranks that look after one another ======================================================
 
 LIMIT = 40  # seconds without a word from a rank

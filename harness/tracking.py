@@ -200,8 +200,10 @@ def leave_at_signal(cfg, number, step, kept):
 
 def announce(cfg, model, device, step):
     parameters = sum(p.numel() for p in model.parameters())
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    share = "" if trained == parameters else f", {trained:,} of them trained"
     print0(
-        f"run       {cfg.out}: {cfg.objective}, {parameters:,} parameters, {world()} x "
+        f"run       {cfg.out}: {cfg.objective}, {parameters:,} parameters{share}, {world()} x "
         f"{device.type}, {step} of {cfg.steps} steps done"
     )
 

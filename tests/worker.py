@@ -159,7 +159,10 @@ def load(folder, out, cfg, device):
     )
 
 
-def main(argv):
+TASKS = dict(gradient=gradient, parity=parity, load=load)
+
+
+def main(argv, tasks=TASKS, **changes):
     what, folder, out = argv
     cfg = dataclasses.replace(
         lad.Config(),
@@ -174,9 +177,10 @@ def main(argv):
         checkpointing=False,
         model=folder,
         temperature=0.8,
+        **changes,
     )
     device = ranks.join(cfg)
-    dict(gradient=gradient, parity=parity, load=load)[what](folder, out, cfg, device)
+    tasks[what](folder, out, cfg, device)
     if dist.is_initialized():  # vLLM takes the group down as it leaves
         dist.barrier()
 

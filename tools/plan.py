@@ -38,7 +38,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from harness import command
-from harness.settings import die, one_line
+from harness.settings import did_you_mean, die, one_line
 
 LAD = Path(__file__).resolve().parent.parent / "lad.py"
 GIB = 2**30
@@ -158,6 +158,28 @@ def parameters(m):
     return embeddings + m.layers * block + m.hidden, block
 
 
+def adapters(cfg, m):
+    """Parameters of LoRA's matrices A and B, exactly; 0 without LoRA."""
+    q = m.heads * m.head
+    kv = m.kv * m.head
+    sides = {  # out + in of the linear layers of a block
+        "q_proj": q + m.hidden,
+        "k_proj": kv + m.hidden,
+        "v_proj": kv + m.hidden,
+        "o_proj": q + m.hidden,
+        "gate_proj": m.inter + m.hidden,
+        "up_proj": m.inter + m.hidden,
+        "down_proj": m.inter + m.hidden,
+    }
+    targets = list(sides)
+    if cfg.lora_targets != "all":
+        targets = [name.strip() for name in cfg.lora_targets.split(",")]
+    unknown = [name for name in targets if name not in sides]
+    if unknown:
+        die(f"lora_targets: no layer {unknown[0]!r}{did_you_mean(unknown[0], sides)}")
+    return m.layers * cfg.lora_rank * sum(sides[name] for name in targets)
+
+
 def context(m, n):
     """Tokens whose keys a sequence of n keeps, summed over the layers. CWM: layers 0, 4, 8, .. see
     all of them, the others their window."""
@@ -212,7 +234,7 @@ def estimate(cfg, m, gpus, memory, length, cpu=False):
 
     r |= step_flops(cfg, m, length, r)
     r |= step_seconds(cfg, m, gpus, length, r)
-    r |= disk_bytes(cfg, r["parameters"], cpu)
+    r |= disk_bytes(cfg, r, cpu)
     return r
 
 
@@ -241,25 +263,30 @@ def training_bytes(cfg, m, gpus, batch, cpu):
     shard = P / (cfg.shard_size or gpus)
     is_sharded = not cpu or gpus > 1
     at_rest = 0 if cfg.offload else shard  # offload: shards live in the CPU's memory
+    # LoRA: the weights are frozen, in the type that is computed in; its reference is no copy
+    frozen = P if cfg.lora_rank else 0
+    trained = adapters(cfg, m) if cfg.lora_rank else P
 
     # Held at all times
-    r = dict(parameters=P)
-    r["weights"] = 4 * at_rest
-    r["moments"] = 8 * at_rest
-    r["reference"] = 4 * at_rest if has_reference(cfg) else 0
+    r = dict(parameters=P, trained=trained)
+    r["weights"] = (c * frozen + 4 * trained) * at_rest / P
+    r["moments"] = 8 * trained * at_rest / P
+    r["reference"] = 4 * at_rest if has_reference(cfg) and not frozen else 0
     r["resident"] = r["weights"] + r["moments"] + r["reference"]
     if not cpu:
         r["resident"] += ASSUMPTIONS["overhead"]
 
     # FSDP2 keeps gradients whole, in fp32, until the last micro-batch
     is_whole = is_sharded and not cfg.reduce_each and batch["micro"] > 1
-    r["gradients"] = 4 * P if is_whole else 4 * at_rest
+    r["gradients"] = 4 * trained if is_whole else 4 * trained * at_rest / P
     r["gathered"] = 0
     if is_sharded:  # embeddings, head and two blocks; a block's gradients
-        r["gathered"] = c * (P - m.layers * block + 2 * block) + 4 * block
+        block_gradients = 4 * trained / m.layers if frozen else 4 * block
+        r["gathered"] = c * (P - m.layers * block + 2 * block) + block_gradients
     r["activations"] = activations(m, N, c, cfg.checkpointing)
     logit = 16 if cpu else 10  # bytes: the logit, its gradient, and copies
-    r["head"] = logit * C * m.vocab + (4 + c) * m.vocab * m.hidden + 2 * c * N * m.hidden
+    head_gradient = 0 if frozen else (4 + c) * m.vocab * m.hidden
+    r["head"] = logit * C * m.vocab + head_gradient + 2 * c * N * m.hidden
     return r
 
 
@@ -284,13 +311,15 @@ def generating_bytes(cfg, m, memory, cpu):
 
 
 def step_flops(cfg, m, length, r):
-    """2 per weight and token in a forward, 4 in a backward, 2 to recompute; attention on top.
-    Looking embeddings up costs none."""
+    """2 per weight and token in a forward, 4 in a backward (2 where weights are frozen; the
+    adapters' own, some 1%, are left out), 2 to recompute; attention on top. Looking embeddings up
+    costs none."""
     P = r["parameters"]
     matrices = P - (not m.tied) * m.vocab * m.hidden
     attention = 2 * 2 * m.heads * m.head * context(m, (r["prompt"] + length) / 2)
     forward = r["tokens"] * (2 * matrices + attention)
-    forwards = cfg.epochs * (4 if cfg.checkpointing else 3)
+    backward = 1 if cfg.lora_rank else 2
+    forwards = cfg.epochs * (1 + backward + cfg.checkpointing)
     return dict(flops_rollout=forward, flops_train=forward * (forwards + frozen_forwards(cfg)))
 
 
@@ -326,7 +355,7 @@ def step_seconds(cfg, m, gpus, length, r):
     updates = cfg.minibatches * cfg.epochs
     passes = 2 * (r["micro"] * updates) + frozen_forwards(cfg) * r["micro"] * cfg.minibatches
     reductions = (r["micro"] if cfg.reduce_each else 1) * updates
-    gathers = passes * 2 * P + reductions * 4 * P
+    gathers = passes * 2 * P + reductions * 4 * r["trained"]
     is_sharded = (cfg.shard_size or gpus) > 1
     seconds_compute = r["flops_train"] / gpus / speed
     seconds_network = gathers / network * is_sharded
@@ -343,9 +372,10 @@ def step_seconds(cfg, m, gpus, length, r):
     )
 
 
-def disk_bytes(cfg, P, cpu):
-    """fp32 weights and moments, and those of a reference that moves; the export."""
-    checkpoint = 12 * P
+def disk_bytes(cfg, r, cpu):
+    """What is trained and its moments in fp32, a reference that moves; the export."""
+    P = r["parameters"]
+    checkpoint = 12 * r["trained"]
     if has_reference(cfg) and cfg.ref_every > 0:
         checkpoint += 4 * P
     return dict(
@@ -440,8 +470,10 @@ def spell(flags, quote=""):
 def show(cfg, m, gpus, memory, length, cpu):
     """Print the estimate; returns it."""
     r = estimate(cfg, m, gpus, memory, length, cpu)
+    trained = f" ({r['trained']:,} of adapters are trained)" if cfg.lora_rank else ""
     print(
-        f"{cfg.model}: {r['parameters']:,} parameters, {m.layers} layers of width {m.hidden}; "
+        f"{cfg.model}: {r['parameters']:,} parameters{trained}, {m.layers} layers of width "
+        f"{m.hidden}; "
         f"{gpus} x {memory / GIB:.0f} GiB, shards of {cfg.shard_size or gpus}, "
         f"vLLM over {cfg.tensor_parallel}\n"
     )
@@ -457,13 +489,13 @@ def show(cfg, m, gpus, memory, length, cpu):
 
 
 def show_bytes(cfg, r, gpus, cpu):
-    is_whole = r["gradients"] > 4 * r["parameters"] / (cfg.shard_size or gpus)
+    is_whole = r["gradients"] > 4 * r["trained"] / (cfg.shard_size or gpus)
     gradients = "whole until the last micro-batch" if is_whole else "sharded"
     kept = "recomputed" if cfg.checkpointing else "kept"
     overhead = 0 if cpu else ASSUMPTIONS["overhead"]
     print("bytes of each rank, fp32 throughout" if cpu else "bytes of each GPU")
     lines = [
-        ("fp32 weights, sharded", r["weights"]),
+        (f"{'frozen weights' if cfg.lora_rank else 'fp32 weights'}, sharded", r["weights"]),
         ("Adam's two moments, sharded", r["moments"]),
         ("frozen reference, sharded", r["reference"]),
         ("CUDA, NCCL, a sleeping vLLM (assumed)", overhead),
@@ -523,8 +555,9 @@ def show_step(cfg, r, length, cpu):
     )
 
 
-def table(load_config, memory):
-    """A markdown table of lad.py's defaults but for the model, with the flags that make it fit."""
+def table(load_config, memory, flags_given):
+    """A markdown table of lad.py's defaults but for the model and the flags that were given, with
+    the flags that make it fit."""
     print(
         "| model | GPUs | training | generating | flags it needs | a step | of it generating "
         "| checkpoint |\n|---|---|---|---|---|---|---|---|"
@@ -533,7 +566,7 @@ def table(load_config, memory):
     models = ("Qwen2.5-1.5B", "Qwen2.5-7B", "Qwen2.5-32B", "Meta-Llama-3-70B")
     for name in models:
         model = f"meta-llama/{name}" if "Llama" in name else f"Qwen/{name}"
-        cfg = load_config(["--model", model])
+        cfg = load_config([*flags_given, "--model", model])
         for gpus in (1, 8, 16, 64):
             flags, r = advise(cfg, read_shape(model), gpus, memory, cfg.max_tokens / 2)
             if flags is None:
@@ -641,7 +674,7 @@ def main(argv):
     cpu = cfg.device == "cpu" or (cfg.device == "auto" and not torch.cuda.is_available())
     gpus, memory, length = read_numbers(own, cfg, cpu)
     if own.table:
-        table(program.load_config, memory)
+        table(program.load_config, memory, rest)
         return
     check_numbers(cfg, gpus, memory, length)
     r = show(cfg, read_shape(cfg.model), gpus, memory, length, cpu)
