@@ -86,7 +86,7 @@ import torch.nn.functional as F
 
 import baselines
 import verify
-from harness import checkpoint, tracking
+from harness import checkpoint, families, tracking
 from harness.data import draw, find_model, load_data, load_tokenizer
 from harness.metrics import pass_at_k
 from harness.ranks import all_reduce, claim, join, leave, leave_together, print0, rank, watch, world
@@ -1097,18 +1097,21 @@ def packed_attention(module, query, key, value, attention_mask=None, scaling=Non
 
     ends, longest = more["cu_seqlens"], more["max_seqlen"]
     window = more.get("sliding_window")
-    if q.is_cuda:
-        from torch.nn.attention.varlen import varlen_attn
-
-        span = (window - 1 if window else -1, 0)  # to the left, -1: without limit; to the right
-        options = dict(scale=scaling, window_size=span, enable_gqa=True)
-        out = varlen_attn(q, k, v, ends, ends, longest, longest, **options)
-    else:
-        out = padded_attention(q, k, v, ends, longest, scaling, window)
+    attend = varlen_attention if q.is_cuda else padded_attention
+    out = attend(q, k, v, ends, longest, scaling, window)  # [M,heads,D]
 
     if "seq_of_row" in more:
         out = out.index_select(0, more["seq_of_row"])  # [N,heads,D]
     return out[None], None
+
+
+def varlen_attention(q, k, v, cu_seqlens, max_seqlen, scaling, sliding_window):
+    from torch.nn.attention.varlen import varlen_attn
+
+    # to the left, -1: without limit; to the right
+    span = (sliding_window - 1 if sliding_window else -1, 0)
+    options = dict(scale=scaling, window_size=span, enable_gqa=True)
+    return varlen_attn(q, k, v, cu_seqlens, cu_seqlens, max_seqlen, max_seqlen, **options)
 
 
 def padded_attention(q, k, v, cu_seqlens, max_seqlen, scaling, sliding_window):
@@ -1149,6 +1152,7 @@ def logprob_forward(model, batch, temperature, chunk, gradient=None):
     weight = model.lm_head.weight
     chunk = chunk or largest_chunk(hidden, len(weight))
     targets = batch["targets"]
+    temperature = temperature * families.logits_divisor(model.config)
     logp, entropy = fused_logprob(predicting, weight, targets, temperature, chunk, gradient)
 
     # FlowRL's own head: one number for each prompt
@@ -1174,23 +1178,13 @@ def largest_chunk(hidden, vocabulary):
 def build_model(folder, cfg, device, trainable=True):
     """A causal LM from a Hugging Face folder: fp32 weights, sharded, each rank reading only what it
     keeps. On CUDA it computes in bf16. model(batch, temperature, chunk) is logprob_forward."""
-    from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM
+    from transformers import AttentionInterface, AutoConfig
 
     # The architecture, with our attention; nothing is allocated yet
     AttentionInterface.register("packed", packed_attention)
     config = AutoConfig.from_pretrained(folder)
-    for key in ("final_logit_softcapping", "logits_scaling", "logit_scale"):
-        value = getattr(config, key, None)
-        if value not in (None, 1, 1.0):
-            die(f"{folder}: {key} = {value} scales the logits, which the fused head does not do")
-    architecture = dict(dtype=torch.float32, attn_implementation="packed")
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, **architecture)
-    if not hasattr(model, "lm_head") or model.lm_head.bias is not None:
-        die(
-            f"{folder}: {type(model).__name__} has no plain lm_head; a decoder-only model with a "
-            "linear head is needed"
-        )
+    options = dict(dtype=torch.float32, attn_implementation="packed")
+    model = families.empty_model(config, **options)
     needs_log_z = trainable and "log_z" in OBJECTIVES[cfg.objective].needs
     if needs_log_z:
         with torch.device("meta"):
@@ -1200,7 +1194,7 @@ def build_model(folder, cfg, device, trainable=True):
     if world() > 1 or device.type == "cuda":
         shard(model, cfg, device)
     model.to_empty(device="cpu" if cfg.offload else device)
-    remake_rotary_buffers(model, config, folder, device)
+    families.remake_buffers(model, device)
     model.tie_weights()
     checkpoint.load_model(model, folder)
     if needs_log_z:
@@ -1208,10 +1202,7 @@ def build_model(folder, cfg, device, trainable=True):
 
     # How it is run
     model.requires_grad_(trainable)
-    model.train(trainable)
-    for module in model.modules():  # a log-prob is to be the same twice
-        if isinstance(module, torch.nn.Dropout):
-            module.p = 0.0
+    families.switch_off_noise(model, trainable)
     if cfg.checkpointing and trainable:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     model.forward = partial(logprob_forward, model)
@@ -1239,16 +1230,6 @@ def shard(model, cfg, device):
     # A block gathers its weights when it runs; the root keeps embeddings, last norm and head
     for module in (*model.base_model.layers, model):
         fsdp.fully_shard(module, mesh=mesh, mp_policy=precision, offload_policy=offload)
-
-
-def remake_rotary_buffers(model, config, folder, device):
-    """Rotary frequencies are computed, not stored: the meta device has lost them."""
-    others = [name for name, _ in model.named_buffers() if "inv_freq" not in name]
-    if others:
-        die(f"{folder}: buffers {others} are computed, not stored, and nobody here knows how")
-    for module in model.modules():
-        if hasattr(module, "inv_freq"):
-            module._buffers.update(type(module)(config).to(device)._buffers)
 
 
 # ==== 7. The update =============================================================================
@@ -1568,6 +1549,7 @@ def main(argv):
             f"zero_variance = {cfg.zero_variance} leaves out"
         )
     folder = find_model(cfg)
+    families.check(folder)
     found = checkpoint.find(cfg)
     tokenizer = load_tokenizer(folder)
     rows = load_data(cfg, tokenizer)

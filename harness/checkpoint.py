@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
+from harness.families import empty_model
 from harness.ranks import all_reduce, leave_together, patiently, print0, rank
 from harness.settings import die, one_line
 
@@ -284,11 +285,10 @@ def export(cfg, weights, config, tokenizer, folder):
 
 
 def save_pretrained(weights, config, tokenizer, folder, out):
-    from transformers import AutoModelForCausalLM, GenerationConfig
+    from transformers import GenerationConfig
 
     dtype = next(iter(weights.values())).dtype
-    with torch.device("meta"):
-        shell = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    shell = empty_model(config, dtype=dtype)
     if os.path.exists(os.path.join(folder, "generation_config.json")):
         shell.generation_config = GenerationConfig.from_pretrained(folder)
     shell.save_pretrained(out, state_dict=weights)
