@@ -191,6 +191,8 @@ def engine(cfg, folder, device):
         # To take back the token of an unfinished prefill vLLM moves the generator's offset, which a
         # CPU's has not: leave none unfinished
         options["enable_chunked_prefill"] = False
+    if device.type == "cuda":
+        options["kv_cache_memory_bytes"] = None  # nobody trains beside it: what vLLM measures
     llm = lad.start_vllm(cfg, folder, device, **options)
     if device.type == "cuda":
         # start_vllm leaves the weights asleep, and dropped: read them from the folder again

@@ -56,6 +56,7 @@ Log-probabilities are in nats, at the sampling temperature.
 
 import contextlib
 import dataclasses
+import hashlib
 import math
 import os
 import shutil
@@ -89,7 +90,18 @@ import verify
 from harness import checkpoint, families, tracking
 from harness.data import draw, find_model, load_data, load_tokenizer
 from harness.metrics import pass_at_k
-from harness.ranks import all_reduce, claim, join, leave, leave_together, print0, rank, watch, world
+from harness.ranks import (
+    all_reduce,
+    claim,
+    join,
+    leave,
+    leave_together,
+    print0,
+    rank,
+    uses_cuda,
+    watch,
+    world,
+)
 from harness.responses import count_distinct, response_texts
 from harness.settings import die, knob, one_line, read_settings, run_program
 
@@ -296,11 +308,15 @@ def start_vllm(cfg, folder, device, **options):
     else:
         settings.update(
             dtype="bfloat16",
+            hf_overrides={"head_dtype": "float32"},  # logits as the trainer's, or ratios are noisy
             enforce_eager=cfg.vllm_eager,
             enable_prefix_caching=True,
             gpu_memory_utilization=cfg.vllm_memory,
             enable_sleep_mode=True,
         )
+        if "kv_cache_memory_bytes" not in options:
+            memory = torch.cuda.get_device_properties(device).total_memory
+            settings["kv_cache_memory_bytes"] = kv_cache_bytes(cfg, folder, memory)
     try:
         llm = LLM(folder, **settings | options)
     except Exception as error:
@@ -310,8 +326,32 @@ def start_vllm(cfg, folder, device, **options):
             f"tensor_parallel = {cfg.tensor_parallel}"
         )
     if device.type == "cuda":
-        llm.sleep(level=2)
+        put_to_sleep(llm)
     return llm
+
+
+VLLM_OWN = 2 * 2**30  # bytes for its activations and CUDA graphs, about; not measured
+
+
+def kv_cache_bytes(cfg, folder, memory):
+    """The KV cache on a GPU of `memory` bytes: vLLM's share of it, less its weights and what it
+    needs for itself. Left alone, vLLM measures: another size in each version and run, which may be
+    more than can be woken beside the trainer."""
+    weights = 2 * families.elements_in(folder) / cfg.tensor_parallel  # bf16
+    cache = int(cfg.vllm_memory * memory - weights - VLLM_OWN)
+    if cache <= 0:
+        die(
+            f"vllm_memory = {cfg.vllm_memory} of {memory / 2**30:.0f} GiB leaves no KV cache "
+            f"beside {weights / 2**30:.1f} GiB of weights: take more, or a larger "
+            f"tensor_parallel = {cfg.tensor_parallel}"
+        )
+    return cache
+
+
+def put_to_sleep(llm):
+    """Weights and cache are dropped: who wakes it must push weights."""
+    llm.sleep(level=2)
+    torch.cuda.reset_peak_memory_stats()  # from here on it is the trainer's peak
 
 
 def named_weights(model, dtype):
@@ -320,10 +360,12 @@ def named_weights(model, dtype):
     for name, p in model.named_parameters():
         if name.startswith("log_z."):
             continue
-        p = p.detach().to(dtype)  # before it is gathered: half the traffic
+        p = p.detach()
         if hasattr(p, "full_tensor"):
-            p = p.full_tensor()
-        yield name, p
+            # Shards that rest in the CPU's memory (offload) are cast and gathered on the GPU; cast
+            # before they are gathered: half the traffic
+            p = p.to(p.device_mesh.device_type).to(dtype).full_tensor()
+        yield name, p.to(dtype)
 
 
 @contextlib.contextmanager
@@ -348,14 +390,15 @@ def awake(llm, model, device):
     llm.reset_prefix_cache()  # what is cached was computed with the weights before
     yield
     if device.type == "cuda":
-        llm.sleep(level=2)  # weights and cache are dropped: the next block pushes anew
+        put_to_sleep(llm)
 
 
-def generate(llm, cfg, prompt_ids, n, seed, logprobs=True, progress=False):
+def generate(llm, cfg, prompt_ids, n, seed, logprobs=True, progress=False, seeds=None):
     """n responses to each prompt: lists of n samples {tokens, behaviour (log-probs), truncated}.
 
     What vLLM samples from lives in this process: a seed makes each call reproducible, and a resumed
-    run needs no saved state. Ranks that share an engine share it.
+    run needs no saved state. Ranks that share an engine share it. seeds, one for each prompt, are
+    needed on a GPU, where vLLM would draw them as requests happen to be scheduled.
     """
     from transformers import set_seed
     from vllm import SamplingParams
@@ -371,6 +414,10 @@ def generate(llm, cfg, prompt_ids, n, seed, logprobs=True, progress=False):
         flat_logprobs=logprobs,
         detokenize=False,
     )
+    if (
+        seeds is not None
+    ):  # of a prompt's first response; vLLM gives the i-th of the others seed + i
+        params = [with_seed(params, seed) for seed in seeds]
     prompts = [{"prompt_token_ids": ids} for ids in prompt_ids]
 
     # What comes back, in the same order
@@ -390,6 +437,13 @@ def generate(llm, cfg, prompt_ids, n, seed, logprobs=True, progress=False):
     return groups
 
 
+def with_seed(params, seed):
+    """A copy of vLLM's sampling parameters, with a seed."""
+    params = params.clone()
+    params.seed = seed
+    return params
+
+
 def rollout(llm, cfg, rows, n, step, use, logprobs=True):
     """This rank's share of `rows`, and n samples for each of them.
 
@@ -401,14 +455,27 @@ def rollout(llm, cfg, rows, n, step, use, logprobs=True):
     shares = [rows[r :: world()] for r in range(first, first + cfg.tensor_parallel)]
     prompt_ids = [row["prompt_ids"] for share in shares for row in share]
     seed = zlib.crc32(f"{cfg.seed} {step} {use} {first}".encode())
-    progress = rank() == 0 and cfg.device == "cuda"
-    groups = generate(llm, cfg, prompt_ids, n, seed, logprobs=logprobs, progress=progress)
+    options = dict(logprobs=logprobs)
+    if uses_cuda(cfg):
+        options.update(seeds=row_seeds(cfg, len(rows), first, step, use), progress=rank() == 0)
+    groups = generate(llm, cfg, prompt_ids, n, seed, **options)
 
     # Of what it wrote, this rank's part
     mine = rank() - first
     start = sum(len(share) for share in shares[:mine])
     end = start + len(shares[mine])
     return shares[mine], groups[start:end]
+
+
+def row_seeds(cfg, rows, first, step, use):
+    """The seed of each row that an engine is given, in the order of rollout(): by its place among
+    the rows of all ranks, so that neither ranks nor vLLM's schedule change it."""
+    seeds = []
+    for r in range(first, first + cfg.tensor_parallel):
+        for place in range(r, rows, world()):
+            text = f"{cfg.seed} {step} {use} row {place}"
+            seeds.append(int.from_bytes(hashlib.sha256(text.encode()).digest()[:7]))
+    return seeds
 
 
 def check_agreement(cfg, step, kl):
@@ -1675,7 +1742,7 @@ def main(argv):
             tracking.leave_at_signal(cfg, signal, step, kept)
 
     # A folder that others load, a picture, and a quiet end: no rank leaves before the others
-    dtype = torch.float32 if next(model.parameters()).is_cpu else torch.bfloat16
+    dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
     checkpoint.export(cfg, named_weights(model, dtype), model.config, tokenizer, folder)
     tracking.report(cfg)
     verifier.close()

@@ -234,7 +234,8 @@ def load_model(model, folder):
     try:
         dcp.load(weights, storage_reader=HuggingFaceStorageReader(str(folder)))
     except (Exception, dcp.api.CheckpointException) as error:
-        die(f"{folder}: its weights do not fit its config: {one_line(error)[-400:]}")
+        fault = one_line(first_failure(error))
+        die(f"{folder}: its weights do not fit its config: {fault} (LAD_DEBUG=1 says where)")
 
 
 def other_head(folder):

@@ -10,7 +10,7 @@ its files, before a weight is read. docs/families.md has a table of what was tri
 import contextlib
 import copy
 import json
-import sys
+import math
 from functools import partial
 from pathlib import Path
 
@@ -322,6 +322,11 @@ def fault_of_files(model, folder):
                 f"and {list(p.shape)} by config.json"
             )
     return ""
+
+
+def elements_in(folder):
+    """How many numbers a folder's weights are."""
+    return sum(math.prod(shape) for shape in shapes_in(folder).values())
 
 
 def shapes_in(folder):

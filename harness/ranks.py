@@ -52,13 +52,17 @@ def all_reduce(values, op="sum"):
     return values.tolist()
 
 
+def uses_cuda(cfg):
+    return torch.cuda.is_available() and cfg.device != "cpu"
+
+
 def join(cfg):
     """Join the process group, of one if torchrun did not start us; this rank's device.
 
     Exits with code 2 and one line where the machine has no GPU that is asked for, or the batch does
     not divide by the ranks.
     """
-    cuda = torch.cuda.is_available() and cfg.device != "cpu"
+    cuda = uses_cuda(cfg)
     if cfg.device == "cuda" and not cuda:
         die(
             f"preset {cfg.config!r} ({cfg.model}) needs CUDA GPUs and this machine has none; "

@@ -127,15 +127,15 @@ FAMILIES = {
                             refused="of type 'longrope'"),
     "dynamic": Family("any with dynamic RoPE", "Llama", rope("dynamic", factor=4.0),
                       refused="of type 'dynamic'"),
-    "qwen3-moe": Family("Qwen3-MoE, and other mixtures of experts", "Qwen3Moe", EXPERTS,
+    "qwen3-moe": Family("Qwen3-MoE, Qwen3-Next, all mixtures of experts", "Qwen3Moe", EXPERTS,
                         refused="a mixture of experts"),
     "gpt-oss": Family("GPT-OSS", "GptOss", SINKS, refused="a mixture of experts"),
     "granite-swa": Family("Granite with sliding windows", "GraniteSWA", dict(sliding_window=6),
                           refused="s_aux"),
     "lfm2": Family("LFM2", "Lfm2", dict(layer_types=["conv", "full_attention"] * 2),
                    refused="a convolution"),
-    "qwen3-next": Family("Qwen3-Next", "Qwen3Next", refused="a convolution"),
-    "llama4": Family("Llama 4", "Llama4Text", refused="Llama4"),
+    "llama4": Family("Llama 4", "Llama4Text", dict(num_local_experts=4),
+                     refused="a mixture of experts"),
     "stablelm": Family("StableLM", "StableLm", refused="does not hand the layout"),
 }
 # fmt: on
@@ -255,7 +255,6 @@ def looped_varlen_attn(q, k, v, begins, ends, longest_q, longest_k, *, scale, wi
     assert torch.equal(begins, ends) and more == dict(enable_gqa=True) and window_size[1] == 0
     assert longest_q == longest_k == int(begins.diff().max())
     shared = q.shape[1] // k.shape[1]  # query heads to a head of keys
-    out = torch.zeros_like(q)
     parts = []
     for begin, end in zip(begins[:-1].tolist(), begins[1:].tolist(), strict=True):
         place = torch.arange(end - begin)
@@ -264,7 +263,9 @@ def looped_varlen_attn(q, k, v, begins, ends, longest_q, longest_k, *, scale, wi
         heads = []
         for h in range(q.shape[1]):
             scores = scale * q[begin:end, h] @ k[begin:end, h // shared].t()
-            heads.append(scores.masked_fill(~seen, -torch.inf).softmax(-1) @ v[begin:end, h // shared])
+            heads.append(
+                scores.masked_fill(~seen, -torch.inf).softmax(-1) @ v[begin:end, h // shared]
+            )
         parts.append(torch.stack(heads, 1))
     out = torch.cat(parts)
     return out
@@ -273,9 +274,9 @@ def looped_varlen_attn(q, k, v, begins, ends, longest_q, longest_k, *, scale, wi
 # ==== 3. vLLM and the exported folder ===========================================================
 
 
-def distance_from_vllm(folder, out):
-    """({"vllm": the largest difference of a log-prob after any of three weight syncs, between which
-    the weights move, "export": of the folder written to out/hf, loaded by transformers}). To be
+def distances_from_vllm(folder, out):
+    """{"vllm": the largest difference of a log-prob after any of three weight syncs, between which
+    the weights move, "export": of the folder written to out/hf, loaded by transformers}. To be
     called in a process of its own: vLLM comes once to a process."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -362,26 +363,28 @@ def to_row(name, found):
 
 
 HEAD = """\
-| models | class in transformers | log-probs | gradient | CUDA's packing | vLLM | export |
+| models | class | log-probs | gradient | CUDA's packing | vLLM | export |
 |---|---|---|---|---|---|---|"""
 
+MARK = "<!-- the table: python tools/families.py --out docs/families.md -->\n"
 
-def page(rows):
-    """docs/families.md."""
-    text = (ROOT / "docs/families.in.md").read_text()
-    return text.replace("TABLE", "\n".join([HEAD, *rows]))
+
+def put_table(path, rows):
+    """Replace what stands between the two marks of a page."""
+    before, _, after = path.read_text().split(MARK)
+    path.write_text(before + MARK + "\n".join([HEAD, *rows]) + "\n" + MARK + after)
 
 
 def main(argv):
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--only", default=",".join(FAMILIES), help="names of rows, with commas")
-    parser.add_argument("--out", type=Path, help="write the page there")
+    parser.add_argument("--out", type=Path, help="put the table between the marks of that page")
     parser.add_argument("--vllm", type=Path, help="compare one folder with vLLM, and write --json")
     parser.add_argument("--json", type=Path, help="where --vllm writes")
     args = parser.parse_args(argv)
     ranks.be_quiet()
     if args.vllm:
-        found = distance_from_vllm(args.vllm, args.json.with_suffix(".out"))
+        found = distances_from_vllm(args.vllm, args.json.with_suffix(".out"))
         args.json.write_text(json.dumps(found))
         return
 
@@ -391,7 +394,7 @@ def main(argv):
             rows.append(to_row(name, measure(name, Path(work))))
             print(rows[-1], flush=True)
     if args.out:
-        args.out.write_text(page(rows))
+        put_table(args.out, rows)
 
 
 if __name__ == "__main__":
