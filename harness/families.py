@@ -13,6 +13,7 @@ import json
 import math
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 
@@ -46,7 +47,9 @@ def without_vllm(config):
         return contextlib.nullcontext()
     from vllm.config import CompilationConfig, VllmConfig, set_current_vllm_config
 
-    return set_current_vllm_config(VllmConfig(compilation_config=CompilationConfig(mode=0)))
+    settings = VllmConfig(compilation_config=CompilationConfig(mode=0))
+    settings.model_config = SimpleNamespace(hf_config=config)  # all that is asked of it
+    return set_current_vllm_config(settings)
 
 
 def remake_buffers(model, device):
@@ -76,7 +79,7 @@ def missing(buffer):
 
 
 def has_missing(buffer):
-    """Whether a buffer still holds it; of whole numbers, which have no such value, we cannot say."""
+    """Whether a buffer still holds it; of whole numbers, which lack such a value, nobody knows."""
     return not buffer.is_floating_point() or bool(buffer.isnan().any())
 
 

@@ -56,6 +56,15 @@ def uses_cuda(cfg):
     return torch.cuda.is_available() and cfg.device != "cpu"
 
 
+def why_no_cuda():
+    """What torch says of a GPU that it cannot use: no driver, one that is too old, a CPU build."""
+    try:
+        torch.cuda.init()
+    except Exception as error:  # RuntimeError, AssertionError
+        return one_line(error)
+    return "it is not asked for"
+
+
 def join(cfg):
     """Join the process group, of one if torchrun did not start us; this rank's device.
 
@@ -65,8 +74,8 @@ def join(cfg):
     cuda = uses_cuda(cfg)
     if cfg.device == "cuda" and not cuda:
         die(
-            f"preset {cfg.config!r} ({cfg.model}) needs CUDA GPUs and this machine has none; "
-            "without one, try --config tiny"
+            f"preset {cfg.config!r} ({cfg.model}) needs CUDA GPUs and torch finds none here "
+            f"({why_no_cuda()}); without one, try --config tiny"
         )
     options = {}
     if "RANK" not in os.environ:  # a store in memory opens no port; gloo does, but on loopback

@@ -116,7 +116,7 @@ FAMILIES = {
     "smollm3": Family("SmolLM3", "SmolLM3"),
     "seed-oss": Family("Seed-OSS 36B", "SeedOss", DROPOUT),
     "starcoder2": Family("StarCoder2", "Starcoder2", dict(sliding_window=6, residual_dropout=0.5)),
-    "cohere": Family("Command R", "Cohere"),
+    "cohere": Family("Command R", "Cohere", dict(tie_word_embeddings=True)),
     "glm4": Family("GLM-4 0414", "Glm4"),
     "exaone4": Family("EXAONE 4", "Exaone4", SLIDING),
     "arcee": Family("AFM 4.5B", "Arcee"),
@@ -186,13 +186,13 @@ def make_samples(vocabulary):
     return samples
 
 
-def transformers_logprobs(model, samples):
+def transformers_logprobs(model, samples, temperature=1.0):
     """[R] of transformers' own forward, a sequence at a time."""
     logps = []
     for s in samples:
         n = len(s["tokens"])
         logits = model(torch.tensor([s["prompt"] + s["tokens"]])).logits[0, -n - 1 : -1]  # [n,V]
-        logp = logits.log_softmax(-1)
+        logp = (logits / temperature).log_softmax(-1)
         logps.append(logp[torch.arange(n), torch.tensor(s["tokens"])])
     return torch.cat(logps)
 
@@ -321,9 +321,8 @@ def distances_from_vllm(folder, out):
     with families.without_vllm(model.config):
         again = AutoModelForCausalLM.from_pretrained(out / "hf", dtype=torch.float32)
     again.eval()
-    again.lm_head.weight.data /= cfg.temperature
     with torch.no_grad():
-        logp = transformers_logprobs(again, samples)
+        logp = transformers_logprobs(again, samples, cfg.temperature)
     exported = (logp - torch.cat([s["old"] for s in samples])).abs().max().item()
     return dict(vllm=apart, export=exported)
 
