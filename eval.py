@@ -187,7 +187,10 @@ def add_flags(parser, benches):
 
 def engine(cfg, folder, device):
     """vLLM with the folder's weights, awake."""
-    llm = lad.start_vllm(cfg, folder, device)
+    options = {}
+    if device.type == "cuda":
+        options["kv_cache_memory_bytes"] = None  # nobody trains beside it: what vLLM measures
+    llm = lad.start_vllm(cfg, folder, device, **options)
     if device.type == "cuda":
         # start_vllm leaves the weights asleep, and dropped: read them from the folder again
         llm.wake_up(["weights"])

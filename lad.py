@@ -58,6 +58,7 @@ Log-probabilities are in nats, at the sampling temperature.
 
 import contextlib
 import dataclasses
+import hashlib
 import math
 import os
 import shutil
@@ -88,10 +89,21 @@ import torch.nn.functional as F
 
 import baselines
 import verify
-from harness import checkpoint, command, lora, rewards, trackers, tracking
+from harness import checkpoint, command, families, lora, rewards, trackers, tracking
 from harness.data import draw, find_model, find_reference, load_data, load_tokenizer
 from harness.metrics import pass_at_k
-from harness.ranks import all_reduce, claim, join, leave, leave_together, print0, rank, watch, world
+from harness.ranks import (
+    all_reduce,
+    claim,
+    join,
+    leave,
+    leave_together,
+    print0,
+    rank,
+    uses_cuda,
+    watch,
+    world,
+)
 from harness.responses import count_distinct, response_texts
 from harness.settings import die, knob, one_line, read_settings
 
@@ -371,11 +383,15 @@ def start_vllm(cfg, folder, device, **options):
     else:
         settings.update(
             dtype="bfloat16",
+            hf_overrides={"head_dtype": "float32"},  # logits as the trainer's, or ratios are noisy
             enforce_eager=cfg.vllm_eager,
             enable_prefix_caching=True,
             gpu_memory_utilization=cfg.vllm_memory,
             enable_sleep_mode=True,
         )
+        if "kv_cache_memory_bytes" not in options:
+            memory = torch.cuda.get_device_properties(device).total_memory
+            settings["kv_cache_memory_bytes"] = kv_cache_bytes(cfg, folder, memory)
     try:
         llm = LLM(folder, **settings | options)
     except Exception as error:
@@ -385,8 +401,32 @@ def start_vllm(cfg, folder, device, **options):
             f"tensor_parallel = {cfg.tensor_parallel}"
         )
     if device.type == "cuda":
-        llm.sleep(level=2)
+        put_to_sleep(llm)
     return llm
+
+
+VLLM_OWN = 2 * 2**30  # bytes for its activations and CUDA graphs, about; not measured
+
+
+def kv_cache_bytes(cfg, folder, memory):
+    """The KV cache on a GPU of `memory` bytes: vLLM's share of it, less its weights and what it
+    needs for itself. Left alone, vLLM measures: another size in each version and run, which may be
+    more than can be woken beside the trainer."""
+    weights = 2 * families.elements_in(folder) / cfg.tensor_parallel  # bf16
+    cache = int(cfg.vllm_memory * memory - weights - VLLM_OWN)
+    if cache <= 0:
+        die(
+            f"vllm_memory = {cfg.vllm_memory} of {memory / 2**30:.0f} GiB leaves no KV cache "
+            f"beside {weights / 2**30:.1f} GiB of weights: take more, or a larger "
+            f"tensor_parallel = {cfg.tensor_parallel}"
+        )
+    return cache
+
+
+def put_to_sleep(llm):
+    """Weights and cache are dropped: who wakes it must push weights."""
+    llm.sleep(level=2)
+    torch.cuda.reset_peak_memory_stats()  # from here on it is the trainer's peak
 
 
 def named_weights(model, dtype):
@@ -396,12 +436,17 @@ def named_weights(model, dtype):
     for name, p in model.named_parameters():
         if name.startswith("log_z.") or lora.is_adapter(name):
             continue
-        p = p.detach().to(dtype)  # before it is gathered: half the traffic
+        p = p.detach()
         if hasattr(p, "full_tensor"):
+            # Shards that rest in the CPU's memory (offload) are cast and gathered on the GPU; cast
+            # before they are gathered: half the traffic. What LoRA adds is added before the cast
+            p = p.to(p.device_mesh.device_type)
+            if name not in adapted:
+                p = p.to(dtype)
             p = p.full_tensor()
         if name in adapted:
             p = lora.merge(p, adapted[name])
-        yield name, p
+        yield name, p.to(dtype)
 
 
 @contextlib.contextmanager
@@ -426,14 +471,15 @@ def awake(llm, model, device):
     llm.reset_prefix_cache()  # what is cached was computed with the weights before
     yield
     if device.type == "cuda":
-        llm.sleep(level=2)  # weights and cache are dropped: the next block pushes anew
+        put_to_sleep(llm)
 
 
-def generate(llm, cfg, prompt_ids, n, seed, logprobs=True, progress=False):
+def generate(llm, cfg, prompt_ids, n, seed, logprobs=True, progress=False, seeds=None):
     """n responses to each prompt: lists of n samples {tokens, behaviour (log-probs), truncated}.
 
     What vLLM samples from lives in this process: a seed makes each call reproducible, and a resumed
-    run needs no saved state. Ranks that share an engine share it.
+    run needs no saved state. Ranks that share an engine share it. seeds, one for each prompt, are
+    needed on a GPU, where vLLM would draw them as requests happen to be scheduled.
     """
     from transformers import set_seed
     from vllm import SamplingParams
@@ -449,6 +495,10 @@ def generate(llm, cfg, prompt_ids, n, seed, logprobs=True, progress=False):
         flat_logprobs=logprobs,
         detokenize=False,
     )
+    if (
+        seeds is not None
+    ):  # of a prompt's first response; vLLM gives the i-th of the others seed + i
+        params = [with_seed(params, seed) for seed in seeds]
     prompts = [{"prompt_token_ids": ids} for ids in prompt_ids]
 
     # What comes back, in the same order
@@ -468,6 +518,13 @@ def generate(llm, cfg, prompt_ids, n, seed, logprobs=True, progress=False):
     return groups
 
 
+def with_seed(params, seed):
+    """A copy of vLLM's sampling parameters, with a seed."""
+    params = params.clone()
+    params.seed = seed
+    return params
+
+
 def rollout(llm, cfg, rows, n, step, use, logprobs=True):
     """This rank's share of `rows`, and n samples for each of them.
 
@@ -479,14 +536,27 @@ def rollout(llm, cfg, rows, n, step, use, logprobs=True):
     shares = [rows[r :: world()] for r in range(first, first + cfg.tensor_parallel)]
     prompt_ids = [row["prompt_ids"] for share in shares for row in share]
     seed = zlib.crc32(f"{cfg.seed} {step} {use} {first}".encode())
-    progress = rank() == 0 and cfg.device == "cuda"
-    groups = generate(llm, cfg, prompt_ids, n, seed, logprobs=logprobs, progress=progress)
+    options = dict(logprobs=logprobs)
+    if uses_cuda(cfg):
+        options.update(seeds=row_seeds(cfg, len(rows), first, step, use), progress=rank() == 0)
+    groups = generate(llm, cfg, prompt_ids, n, seed, **options)
 
     # Of what it wrote, this rank's part
     mine = rank() - first
     start = sum(len(share) for share in shares[:mine])
     end = start + len(shares[mine])
     return shares[mine], groups[start:end]
+
+
+def row_seeds(cfg, rows, first, step, use):
+    """The seed of each row that an engine is given, in the order of rollout(): by its place among
+    the rows of all ranks, so that neither ranks nor vLLM's schedule change it."""
+    seeds = []
+    for r in range(first, first + cfg.tensor_parallel):
+        for place in range(r, rows, world()):
+            text = f"{cfg.seed} {step} {use} row {place}"
+            seeds.append(int.from_bytes(hashlib.sha256(text.encode()).digest()[:7]))
+    return seeds
 
 
 def check_agreement(cfg, step, kl):
@@ -1201,18 +1271,21 @@ def packed_attention(module, query, key, value, attention_mask=None, scaling=Non
 
     ends, longest = more["cu_seqlens"], more["max_seqlen"]
     window = more.get("sliding_window")
-    if q.is_cuda:
-        from torch.nn.attention.varlen import varlen_attn
-
-        span = (window - 1 if window else -1, 0)  # to the left, -1: without limit; to the right
-        options = dict(scale=scaling, window_size=span, enable_gqa=True)
-        out = varlen_attn(q, k, v, ends, ends, longest, longest, **options)
-    else:
-        out = padded_attention(q, k, v, ends, longest, scaling, window)
+    attend = varlen_attention if q.is_cuda else padded_attention
+    out = attend(q, k, v, ends, longest, scaling, window)  # [M,heads,D]
 
     if "seq_of_row" in more:
         out = out.index_select(0, more["seq_of_row"])  # [N,heads,D]
     return out[None], None
+
+
+def varlen_attention(q, k, v, cu_seqlens, max_seqlen, scaling, sliding_window):
+    from torch.nn.attention.varlen import varlen_attn
+
+    # to the left, -1: without limit; to the right
+    span = (sliding_window - 1 if sliding_window else -1, 0)
+    options = dict(scale=scaling, window_size=span, enable_gqa=True)
+    return varlen_attn(q, k, v, cu_seqlens, cu_seqlens, max_seqlen, max_seqlen, **options)
 
 
 def padded_attention(q, k, v, cu_seqlens, max_seqlen, scaling, sliding_window):
@@ -1253,6 +1326,7 @@ def logprob_forward(model, batch, temperature, chunk, gradient=None):
     weight = model.lm_head.weight
     chunk = chunk or largest_chunk(hidden, len(weight))
     targets = batch["targets"]
+    temperature = temperature * families.logits_divisor(model.config)
     logp, entropy = fused_logprob(predicting, weight, targets, temperature, chunk, gradient)
 
     # FlowRL's own head: one number for each prompt
@@ -1279,24 +1353,14 @@ def build_model(folder, cfg, device, trainable=True):
     """A causal LM from a Hugging Face folder: fp32 weights, sharded, each rank reading only what it
     keeps. On CUDA it computes in bf16. model(batch, temperature, chunk) is logprob_forward. With
     LoRA the weights are frozen, and rest in what is computed in; adapters beside them are fp32."""
-    from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM
+    from transformers import AttentionInterface, AutoConfig
 
     # The architecture, with our attention; nothing is allocated yet
     AttentionInterface.register("packed", packed_attention)
     config = AutoConfig.from_pretrained(folder)
-    for key in ("final_logit_softcapping", "logits_scaling", "logit_scale"):
-        value = getattr(config, key, None)
-        if value not in (None, 1, 1.0):
-            die(f"{folder}: {key} = {value} scales the logits, which the fused head does not do")
     dtype = lora.base_type(cfg, device) if trainable else torch.float32
-    architecture = dict(dtype=dtype, attn_implementation="packed")
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, **architecture)
-    if not hasattr(model, "lm_head") or model.lm_head.bias is not None:
-        die(
-            f"{folder}: {type(model).__name__} has no plain lm_head; a decoder-only model with a "
-            "linear head is needed"
-        )
+    options = dict(dtype=dtype, attn_implementation="packed")
+    model = families.empty_model(config, **options)
     needs_adapters = trainable and cfg.lora_rank > 0
     if needs_adapters:
         lora.add_adapters(model, cfg)
@@ -1309,7 +1373,7 @@ def build_model(folder, cfg, device, trainable=True):
     if world() > 1 or device.type == "cuda":
         shard(model, cfg, device)
     model.to_empty(device="cpu" if cfg.offload else device)
-    remake_rotary_buffers(model, config, folder, device)
+    families.remake_buffers(model, device)
     model.tie_weights()
     checkpoint.load_model(model, folder)
     if needs_log_z:
@@ -1320,10 +1384,7 @@ def build_model(folder, cfg, device, trainable=True):
     if needs_adapters:
         lora.initialise(model, cfg, device)
         lora.freeze(model)
-    model.train(trainable)
-    for module in model.modules():  # a log-prob is to be the same twice
-        if isinstance(module, torch.nn.Dropout):
-            module.p = 0.0
+    families.switch_off_noise(model, trainable)
     if cfg.checkpointing and trainable:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     model.forward = partial(logprob_forward, model)
@@ -1351,16 +1412,6 @@ def shard(model, cfg, device):
     # A block gathers its weights when it runs; the root keeps embeddings, last norm and head
     for module in (*model.base_model.layers, model):
         fsdp.fully_shard(module, mesh=mesh, mp_policy=precision, offload_policy=offload)
-
-
-def remake_rotary_buffers(model, config, folder, device):
-    """Rotary frequencies are computed, not stored: the meta device has lost them."""
-    others = [name for name, _ in model.named_buffers() if "inv_freq" not in name]
-    if others:
-        die(f"{folder}: buffers {others} are computed, not stored, and nobody here knows how")
-    for module in model.modules():
-        if hasattr(module, "inv_freq"):
-            module._buffers.update(type(module)(config).to(device)._buffers)
 
 
 # ==== 7. The update =============================================================================
@@ -1712,6 +1763,7 @@ def main(argv):
             f"zero_variance = {cfg.zero_variance} leaves out"
         )
     folder = find_model(cfg)
+    families.check(folder)
     found = checkpoint.find(cfg)
     tokenizer = load_tokenizer(folder)
     reference_folder = find_reference(cfg, folder, tokenizer)
@@ -1850,7 +1902,7 @@ def main(argv):
             tracking.leave_at_signal(cfg, signal, step, kept)
 
     # A folder that others load, a picture, and a quiet end: no rank leaves before the others
-    dtype = torch.float32 if next(model.parameters()).is_cpu else torch.bfloat16
+    dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
     checkpoint.export(cfg, named_weights(model, dtype), model.config, tokenizer, folder)
     if cfg.lora_rank:
         lora.export(cfg, model)

@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 
 from harness import lora
+from harness.families import empty_model
 from harness.ranks import all_reduce, leave_together, patiently, print0, rank
 from harness.settings import die, one_line
 
@@ -241,7 +242,8 @@ def load_model(model, folder):
     try:
         dcp.load(weights, storage_reader=HuggingFaceStorageReader(str(folder)))
     except (Exception, dcp.api.CheckpointException) as error:
-        die(f"{folder}: its weights do not fit its config: {one_line(error)[-400:]}")
+        fault = one_line(first_failure(error))
+        die(f"{folder}: its weights do not fit its config: {fault} (LAD_DEBUG=1 says where)")
 
 
 def other_head(folder):
@@ -292,11 +294,10 @@ def export(cfg, weights, config, tokenizer, folder):
 
 
 def save_pretrained(weights, config, tokenizer, folder, out):
-    from transformers import AutoModelForCausalLM, GenerationConfig
+    from transformers import GenerationConfig
 
     dtype = next(iter(weights.values())).dtype
-    with torch.device("meta"):
-        shell = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    shell = empty_model(config, dtype=dtype)
     if os.path.exists(os.path.join(folder, "generation_config.json")):
         shell.generation_config = GenerationConfig.from_pretrained(folder)
     shell.save_pretrained(out, state_dict=weights)

@@ -52,17 +52,30 @@ def all_reduce(values, op="sum"):
     return values.tolist()
 
 
+def uses_cuda(cfg):
+    return torch.cuda.is_available() and cfg.device != "cpu"
+
+
+def why_no_cuda():
+    """What torch says of a GPU that it cannot use: no driver, one that is too old, a CPU build."""
+    try:
+        torch.cuda.init()
+    except Exception as error:  # RuntimeError, AssertionError
+        return one_line(error)
+    return "it is not asked for"
+
+
 def join(cfg):
     """Join the process group, of one if torchrun did not start us; this rank's device.
 
     Exits with code 2 and one line where the machine has no GPU that is asked for, or the batch does
     not divide by the ranks.
     """
-    cuda = torch.cuda.is_available() and cfg.device != "cpu"
+    cuda = uses_cuda(cfg)
     if cfg.device == "cuda" and not cuda:
         die(
-            f"preset {cfg.config!r} ({cfg.model}) needs CUDA GPUs and this machine has none; "
-            "without one, try --config tiny"
+            f"preset {cfg.config!r} ({cfg.model}) needs CUDA GPUs and torch finds none here "
+            f"({why_no_cuda()}); without one, try --config tiny"
         )
     options = {}
     if "RANK" not in os.environ:  # a store in memory opens no port; gloo does, but on loopback

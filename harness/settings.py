@@ -10,6 +10,7 @@ import json
 import os
 import sys
 import tomllib
+import traceback
 from pathlib import Path
 
 PRESETS = Path(__file__).resolve().parent.parent / "configs.toml"
@@ -23,7 +24,10 @@ def program():
 
 
 def die(message):
-    """Say in one line what to change, and leave with exit code 2."""
+    """Say in one line what to change, and leave with exit code 2. LAD_DEBUG=1 in the environment:
+    after the traceback of the error that is being handled, if there is one."""
+    if os.environ.get("LAD_DEBUG") == "1" and sys.exc_info()[1]:
+        traceback.print_exc()
     print(f"{program()}: error: {message}", file=sys.stderr, flush=True)
     raise SystemExit(2)
 

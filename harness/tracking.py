@@ -253,9 +253,14 @@ def summary(updates):
 
 
 def memory_gb(device):
-    """The most that this process has held: of the GPU's memory, or on a CPU of the machine's."""
+    """The most that this process has held: on a CPU of the machine's memory; on a GPU since vLLM
+    fell asleep, without the weights and the cache that it dropped then, which torch goes on
+    counting."""
     if device.type == "cuda":
-        return torch.cuda.max_memory_allocated() / 1e9
+        from vllm.device_allocator.cumem import CuMemAllocator
+
+        asleep = CuMemAllocator.get_instance().get_current_usage()
+        return (torch.cuda.max_memory_allocated() - asleep) / 1e9
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
 
 
