@@ -159,7 +159,25 @@ def load(folder, out, cfg, device):
     )
 
 
-TASKS = dict(gradient=gradient, parity=parity, load=load)
+def seeds(folder, out, cfg, device):
+    """With seeds of their own, requests give the same tokens in any order and company."""
+    llm = lad.start_vllm(cfg, folder, device)
+    llm.reset_prefix_cache()
+    prompts = [g[0]["prompt"] for g in make_groups(20)]
+    given = dict(enumerate(range(100, 700, 100)))
+
+    def tokens(order, seed):
+        asked = [prompts[i] for i in order]
+        groups = lad.generate(llm, cfg, asked, 4, seed, seeds=[given[i] for i in order])
+        return {i: [s["tokens"] for s in g] for i, g in zip(order, groups, strict=True)}
+
+    whole = tokens([0, 1, 2, 3, 4, 5], 1)
+    part = tokens([4, 1], 2)
+    assert all(part[i] == whole[i] for i in part)
+    assert whole[0] != whole[1] and whole[0][0] != whole[0][1]
+
+
+TASKS = dict(gradient=gradient, parity=parity, load=load, seeds=seeds)
 
 
 def main(argv, tasks=TASKS, **changes):

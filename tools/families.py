@@ -45,12 +45,13 @@ CPU = torch.device("cpu")
 @dataclass
 class Family:
     """A row of the table: what it stands for, transformers' config class, what differs from SMALL;
-    and, where it is refused, a part of the line that says so."""
+    and, where lad.py refuses it, or vLLM as it starts, a part of the line that says so."""
 
     models: str
     config: str
     options: dict = field(default_factory=dict)
     refused: str = ""
+    refused_by_vllm: str = ""
 
 
 SMALL = dict(
@@ -101,7 +102,8 @@ FAMILIES = {
     "qwen2-tied": Family("Qwen2.5 0.5B to 3B", "Qwen2", dict(tie_word_embeddings=True)),
     "qwen2-yarn": Family("Qwen2.5 with YaRN", "Qwen2", YARN),
     "qwen2-window": Family("Qwen2 with use_sliding_window", "Qwen2",
-                           dict(use_sliding_window=True, sliding_window=6, max_window_layers=2)),
+                           dict(use_sliding_window=True, sliding_window=6, max_window_layers=2),
+                           refused_by_vllm="Sliding window for some but all layers"),
     "qwen3": Family("Qwen3 (dense)", "Qwen3"),
     "llama": Family("Llama 1 and 2, SmolLM2, R1-Distill-Llama", "Llama"),
     "llama3": Family("Llama 3.1, 3.2, 3.3", "Llama", LLAMA3),
@@ -341,7 +343,7 @@ def measure(name, work):
     command = [sys.executable, __file__, "--vllm", folder, "--json", work / f"{name}.json"]
     done = subprocess.run(list(map(str, command)), stderr=subprocess.PIPE, text=True)
     if done.returncode:
-        return dict(found, error=done.stderr.strip().splitlines()[-1][:200])
+        return dict(found, error=done.stderr.strip().splitlines()[-1])
     return dict(found, **json.loads((work / f"{name}.json").read_text()))
 
 
@@ -354,8 +356,10 @@ def to_row(name, found):
     logps = max(found[layout][0] for layout in ("alone", "packed"))
     gradient = max(found[layout][1] for layout in ("alone", "packed"))
     cells = [f"{x:.0e}" for x in (logps, gradient, found["varlen"][0])]
-    if "error" in found:
-        cells += [f"**fails**: {found['error']}", ""]
+    if family.refused_by_vllm and family.refused_by_vllm in found.get("error", ""):
+        cells += [f"refused by vLLM: {family.refused_by_vllm} ..", ""]
+    elif "error" in found:
+        cells += [f"**fails**: {found['error'][:200]}", ""]
     else:
         cells += [f"{found['vllm']:.0e}", f"{found['export']:.0e}"]
     return start + " | ".join(cells) + " |"
@@ -368,10 +372,16 @@ HEAD = """\
 MARK = "<!-- the table: python tools/families.py --out docs/families.md -->\n"
 
 
-def put_table(path, rows):
-    """Replace what stands between the two marks of a page."""
-    before, _, after = path.read_text().split(MARK)
-    path.write_text(before + MARK + "\n".join([HEAD, *rows]) + "\n" + MARK + after)
+def put_table(path, measured):
+    """Put rows {name: line} between the two marks of a page; rows that were not measured now stay
+    as they are there."""
+    before, table, after = path.read_text().split(MARK)
+    lines = [HEAD]
+    for name, family in FAMILIES.items():
+        start = f"| {family.models} | "
+        kept = [line for line in table.splitlines() if line.startswith(start)]
+        lines += [measured[name]] if name in measured else kept
+    path.write_text(before + MARK + "\n".join(lines) + "\n" + MARK + after)
 
 
 def main(argv):
@@ -387,13 +397,13 @@ def main(argv):
         args.json.write_text(json.dumps(found))
         return
 
-    rows = []
+    measured = {}
     with tempfile.TemporaryDirectory() as work:
         for name in args.only.split(","):
-            rows.append(to_row(name, measure(name, Path(work))))
-            print(rows[-1], flush=True)
-    if args.out:
-        put_table(args.out, rows)
+            measured[name] = to_row(name, measure(name, Path(work)))
+            print(measured[name], flush=True)
+            if args.out:
+                put_table(args.out, measured)
 
 
 if __name__ == "__main__":
