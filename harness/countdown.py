@@ -5,8 +5,8 @@ Countdown: make a target from numbers, each used once, with + - * / and brackets
 
 Read are the signs that people and LaTeX have for these (×, ·, ÷, the Unicode minus, \times, \cdot,
 \div, \frac{a}{b}, \left( \right), square brackets), dollar signs, a fence or quotation marks around
-it, and the target on either side of an equals sign or an arrow. No other operator is covered, and nothing is rounded. The work is bounded by the 200
-characters that an expression may have.
+it, and the target on either side of an equals sign or an arrow. No other operator is covered, and
+nothing is rounded. The work is bounded by the 200 characters that an expression may have.
 """
 
 import ast

@@ -10,8 +10,8 @@ block.
 
 Models write more than CommonMark has, and three things are read beyond it: an opening fence behind
 text on its line ("Code: ```python"), a closing one behind the last line of code or before text
-("```</answer>"), where the block is no Python otherwise, and a block inside of one that is not Python (a whole answer in a
-```markdown block).
+("```</answer>"), where the block is no Python otherwise, and a block inside of one that is not
+Python (a whole answer in a ```markdown block).
 
 The program is the last block whose tag is Python, else the last untagged one that is a program and
 not an example of data.

@@ -596,7 +596,9 @@ def same_number(gold, pred):
     p, p_decimal, p_percent = pred
     if g_percent:
         candidates = [p] if p_percent else [p, 100 * p]
-        return any(value == g or (p_decimal and endless(g) and near(g, value)) for value in candidates)
+        return any(
+            value == g or (p_decimal and endless(g) and near(g, value)) for value in candidates
+        )
     if p_percent:
         is_share = g.denominator != 1 and p == 100 * g
         return is_share or (abs(g) >= 1 and p == g)
@@ -631,7 +633,7 @@ def same(gold, pred):
     theirs and with the same brackets; of a chain of = every side has to be right (7=5 is not 5).
     Raises Unjudged.
     """
-    if squash(gold) == squash(pred) or same_text(gold, pred):
+    if squash(gold) == squash(pred) or same_text(gold, pred) or is_choice(gold, pred):
         return True
     gold, pred = condition(gold), condition(pred)
     if "\\lor" in gold + pred:
@@ -680,6 +682,25 @@ def is_word(text):
     if text.casefold() in KNOWN_WORDS:
         return True
     return bool(re.fullmatch(r"[A-Za-z][a-z]{2,}", text) and re.search(r"(?i)[aeiou]", text))
+
+
+CHOICE = re.compile(r"(?:\(([A-J])\)|([A-J])\)|([A-J])[.:])\s+(.+)", re.S)
+
+OTHER_CHOICE = re.compile(  # or a word that makes another answer; a polygenic score is none
+    r"\\lor|(?<![A-Za-z\\])(?:or|and|not|A(?!\s[a-z]{2})|[B-J])(?![A-Za-z])"
+)
+
+
+def is_choice(gold, pred):
+    r"""Whether a letter of a list of choices stands before what it stands for: (B)\ 5, E: a score.
+    A second letter makes it two answers."""
+    gold = gold.strip("() ")
+    if not re.fullmatch("[A-J]", gold):
+        return False
+    match = CHOICE.fullmatch(re.sub(r"\\text\{([^{}]*)\}", r"\1", pred).strip())
+    if not match or gold not in match.groups():
+        return False
+    return not OTHER_CHOICE.search(match[4])
 
 
 BUILDER = re.compile(
@@ -887,8 +908,9 @@ def same_sides(gold, pred):
     # What something is, against its value
     if len(g_sides) == 1 and is_quantity(p_sides, g_sides[0]):
         return all(same(gold, side) for side in p_sides[1:])
-    if len(g_sides) == 1 and len(p_sides) == 2 and is_quantity(p_sides[::-1], g_sides[0]):
-        return not letters(p_sides[0]) and same(gold, p_sides[0])  # 13 = m+n
+    is_turned = len(p_sides) == 2 and not letters(p_sides[0])  # 13 = m+n
+    if len(g_sides) == 1 and is_turned and is_quantity(p_sides[::-1], g_sides[0]):
+        return g_name in ("", squash(p_sides[1])) and same(gold, p_sides[0])
     if is_total(g_sides) and len(p_sides) == 1:
         return same(g_sides[1], pred)
     # Equations against equations
@@ -954,7 +976,9 @@ def scalar(gold, pred):
     # Words, and expressions
     as_written = re.search(r"\\text|:|\d_", g + "\n" + p)
     if as_written or re.fullmatch(r"[A-Za-z][a-z]{3,}(?: [A-Za-z]+)*|[A-Z]{3,}", g):
-        return False  # words, times, numbers in a base, and orders (BCA) are the same as strings only
+        return (
+            False  # words, times, numbers in a base, and orders (BCA) are the same as strings only
+        )
     if UNEVALUATED.search(p) and not UNEVALUATED.search(g):
         return False  # a sum is not its value
     return by_library(g, p)
