@@ -36,6 +36,7 @@ WRAPPERS = (
     "ground_truth",
     "tests",
     "test_cases",
+    "official_tests",
 )
 SPECIAL = {"inf": math.inf, "-inf": -math.inf, "nan": math.nan}  # as Python prints them
 
@@ -73,7 +74,7 @@ def read_tests(truth):
     if any(row.get(key) for key in CODE):
         return Tests([], code_job(row), limits)
     given, expected = sides(row)
-    if function_name(row) or kind_of(row):
+    if function_name(row) or kind_of(row) or begins_code(row):
         return Tests([], calls_job(row, given, expected), limits)
     return Tests(stdin_pairs(given, expected), None, limits)
 
@@ -181,6 +182,13 @@ def function_name(row):
     return defined_last(row.get("starter_code") or "")
 
 
+def begins_code(row):
+    """Whether a row that says no type gives a class or a function to begin with: it means calls,
+    even where it leaves open of what (class MinStack, two methods)."""
+    starter = row.get("starter_code") or ""
+    return kind_of(row) is None and bool(re.search(r"^\s*(?:class|def)\s", starter, re.M))
+
+
 def defined_last(code):
     """The function that a beginning of code leaves to be written: the only method of its class
     Solution, else the last function; "" where there is none."""
@@ -210,15 +218,19 @@ def complete(code):
     raise SyntaxError("no code")
 
 
+LIMIT = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|milliseconds?|s|secs?|seconds?)?(?: per test)?")
+
+
 def seconds(limit):
-    """2, "2", "2.0 seconds", {"seconds": 2, "nanos": 0}; Unreadable."""
+    """2, "2", "2.0 seconds", "2 s", "500 ms", {"seconds": 2, "nanos": 0}; Unreadable."""
     # Codeforces writes it as protocol buffers do
     if isinstance(limit, dict):
         return float(limit["seconds"]) + float(limit.get("nanos") or 0) / 1e9
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)(?: seconds?)?", str(limit))
+    match = LIMIT.fullmatch(str(limit).strip())
     if not match:
         raise Unreadable(f"a time limit of {limit!r}")
-    return float(match[1])
+    in_thousandths = (match[2] or "").startswith("m")
+    return float(match[1]) / (1000 if in_thousandths else 1)
 
 
 def sides(row):
@@ -345,6 +357,9 @@ def code_job(row):
     if not any(can_fail(node) for node in ast.walk(tree)):
         raise Unreadable("tests that no program can fail")
     name = function_name(row) or defined_last(row.get("prompt") or "")
+    # All of them are run
+    code = without_solution(code, tree)
+    code += "".join(f"\n{test}()" for test in uncalled_tests(tree))
     # The names in it that may be the program's
     uses = sorted({node.id for node in ast.walk(tree) if isinstance(node, ast.Name)})
     if not name and "candidate" in free_names(tree):
@@ -352,6 +367,41 @@ def code_job(row):
     if not name and defines(tree, "check") and not re.search(r"^check\(", code, re.M):
         raise Unreadable("check is never called, and no function has a name")
     return new_job(row, name) | {"test": code, "uses": uses}
+
+
+def without_solution(code, tree):
+    """KodCode's tests import the program's functions from a module of this name; here they are
+    there anyway."""
+    lines = code.split("\n")
+    for node in tree.body:
+        if isinstance(node, ast.ImportFrom) and node.module == "solution":
+            for number in range(node.lineno, node.end_lineno + 1):
+                lines[number - 1] = ""
+    return "\n".join(lines)
+
+
+def uncalled_tests(tree):
+    """The functions test_.., as pytest would find them, that nothing calls: what they assert would
+    never be looked at. Unreadable where they need arguments, or are methods of a class."""
+    called = {node.func.id for node in ast.walk(tree) if is_call_by_name(node)}
+    found = []
+    for node in tree.body:
+        if isinstance(node, ast.ClassDef):
+            methods = [item.name for item in node.body if isinstance(item, ast.FunctionDef)]
+            if any(name.startswith("test") for name in methods) and node.name not in called:
+                raise Unreadable(f"nothing runs the tests of class {node.name}")
+        elif isinstance(node, ast.FunctionDef) and node.name.startswith("test"):
+            if node.name in called:
+                continue
+            if len(node.args.args) > len(node.args.defaults):
+                raise Unreadable(f"{node.name} needs arguments, and nothing calls it")
+            found.append(node.name)
+    return found
+
+
+def is_call_by_name(node):
+    """f(..), not a.f(..)."""
+    return isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
 
 
 def can_fail(node):

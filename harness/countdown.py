@@ -4,9 +4,9 @@ Countdown: make a target from numbers, each used once, with + - * / and brackets
     <answer>(3 + 4) * 7</answer>    for {"numbers": [3, 4, 7], "target": 49}
 
 Read are the signs that people and LaTeX have for these (×, ·, ÷, the Unicode minus, \times, \cdot,
-\div, \frac{a}{b}, \left( \right)), dollar signs around it, and the target on either side of an
-equals sign. No other operator is covered, and nothing is rounded. The work is bounded by the 200
-characters that an expression may have.
+\div, \frac{a}{b}, \left( \right), square brackets), dollar signs, a fence or quotation marks around
+it, and the target on either side of an equals sign or an arrow. No other operator is covered, and
+nothing is rounded. The work is bounded by the 200 characters that an expression may have.
 """
 
 import ast
@@ -28,15 +28,18 @@ OPERATORS = {
 # fmt: off
 SIGNS = str.maketrans({
     "−": "-", "–": "-", "－": "-", "＋": "+",
-    "×": "*", "·": "*", "⋅": "*", "∙": "*", "∗": "*", "＊": "*",
+    "×": "*", "·": "*", "⋅": "*", "∙": "*", "•": "*", "∗": "*", "＊": "*",
     "÷": "/", "∕": "/", "⁄": "/", "／": "/",
-    "＝": "=", "（": "(", "）": ")", "$": " ",
-})
+    "＝": "=", "→": "=", "⇒": "=", "（": "(", "）": ")", "[": "(", "]": ")", "$": " ",
+} | dict(zip("０１２３４５６７８９", "0123456789", strict=True)))
 # fmt: on
 MACROS = [
     (re.compile(r"\\(?:times|cdot|ast)(?![A-Za-z])"), "*"),
     (re.compile(r"\\div(?![A-Za-z])"), "/"),
+    (re.compile(r"\\(?:to|rightarrow|Rightarrow|implies)(?![A-Za-z])"), "="),
     (re.compile(r"\\(?:left|right|[bB]igg?[lr]?|displaystyle)(?![A-Za-z])|\\[,;:! ()\[\]]"), " "),
+    (re.compile(r"\\(?:text|boldsymbol|bm|math(?:bf|rm|tt)|text(?:bf|tt))\s*(?=\{)"), " "),
+    (re.compile(r"\\(?=[{}])"), ""),
 ]
 LETTER_X = re.compile(r"(?<=[\d)])\s*[xX]\s*(?=[\d(])")
 FRAC = re.compile(rf"\\[dtc]?frac\s*({GROUP}|\d)\s*({GROUP}|\d)")
@@ -69,10 +72,12 @@ def expression(text):
         count = 1
         while count:  # from the inside out
             text, count = FRAC.subn(r"((\1)/(\2))", text)
-    text = text.replace("{", "(").replace("}", ")").strip()
-    # What encloses it, and the period of a sentence
-    text = re.sub(r"^(\*\*|`+)(.*)\1$", r"\2", text)  # bold, code
-    return re.sub(r"(?<=[\d)])\s*\.$", "", text).strip()
+    text = text.replace("{", "(").replace("}", ")").replace("==", "=")
+    # What encloses it: a fence, bold, code, quotation marks; and the period of a sentence
+    text = re.sub(r"^\s*```\w*\n(.*)\n\s*```\s*$", r"\1", text, flags=re.S)
+    text = " ".join(text.split())
+    text = re.sub(r"^(\*\*|`+|[\"'])(.*)\1$", r"\2", text)
+    return re.sub(r"(?<=[\d)])\s*[.,;]$", "", text).strip()
 
 
 def solve(text, used):
@@ -94,6 +99,8 @@ def value_of(node, used):
         return OPERATORS[type(node.op)](left, right)
     if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
         return -value_of(node.operand, used)
+    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.UAdd):
+        return value_of(node.operand, used)
     if isinstance(node, ast.Constant) and type(node.value) is int:
         used.append(node.value)
         return Fraction(node.value)

@@ -9,9 +9,9 @@ as another block's beginning. The indentation of the opening fence is taken off 
 block.
 
 Models write more than CommonMark has, and three things are read beyond it: an opening fence behind
-text on its line ("Code: ```python"), a closing one behind the last line of code, where the block
-is no Python otherwise, and a block inside of one that is not Python (a whole answer in a
-```markdown block).
+text on its line ("Code: ```python"), a closing one behind the last line of code or before text
+("```</answer>"), where the block is no Python otherwise, and a block inside of one that is not
+Python (a whole answer in a ```markdown block).
 
 The program is the last block whose tag is Python, else the last untagged one that is a program and
 not an example of data.
@@ -31,7 +31,7 @@ warnings.filterwarnings("ignore", module="<program>")
 FENCE = re.compile(r"(`{3,}|~{3,})([^`]*)$")
 LIST_MARKER = re.compile(r"[ \t]*(?:[-*+]|\d{1,9}[.)])[ \t]+")
 QUOTE = re.compile(r"[ \t]*(?:>[ \t]?)+")
-PYTHON = re.compile(r"(?i)(?:lang(?:uage)?-)?(?:python|pypy|cpython|ipython|py)[\d.]*")
+PYTHON = re.compile(r"(?i)(?:lang(?:uage)?-)?(?:python|pypy|cpython|ipython|py)[-_]?[\d.]*")
 
 
 class Block(NamedTuple):
@@ -56,7 +56,7 @@ class Fence(NamedTuple):
 
 
 def blocks(text, glued=False):
-    """The fenced blocks of a text. glued: a closing fence may stand behind code."""
+    """The fenced blocks of a text. glued: a closing fence may stand behind code, or before text."""
     found = []
     fence = None  # the open one
     for line in text.split("\n"):
@@ -76,6 +76,8 @@ def blocks(text, glued=False):
             fence = None
         elif glued and code_before_fence(line, fence):
             found[-1].lines.append(code_before_fence(line, fence))
+            fence = None
+        elif glued and text_behind_fence(line, fence):
             fence = None
         else:
             found[-1].lines.append(line)
@@ -117,6 +119,14 @@ def code_before_fence(line, fence):
     if not code.endswith(fence.marks):
         return ""
     return code.rstrip(fence.marks[0])
+
+
+def text_behind_fence(line, fence):
+    """Whether a line is a closing fence and text that cannot be a tag: ```</answer>, ```. Then."""
+    behind = line.strip().removeprefix(fence.marks).lstrip(fence.marks[0])
+    if not line.strip().startswith(fence.marks) or "`" in behind:
+        return False
+    return bool(re.match(r"[^\w\s{]|\s+\w+[\s.,:]", behind))
 
 
 def columns(before):
@@ -170,7 +180,7 @@ def last_untagged(found):
 def is_python(tag):
     """Python's name in one of the ways it is written: python, Py3, python3.11, {.python}, python
     title=x.py."""
-    first = re.split(r"[\s:,;{}=|(]", tag.strip("{}[]. "))[0]
+    first = re.split(r"[\s:,;{}=|(#\\]", tag.removeprefix("{code-cell}").strip("{}[]. "))[0]
     return bool(PYTHON.fullmatch(first))
 
 

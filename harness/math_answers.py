@@ -65,20 +65,29 @@ def last_box(text):
     return ""
 
 
-MARKS = r"[*_`~\s]*"  # bold, italics, code
-ANSWER_LINE = re.compile(rf"(?i)\banswer{MARKS}[:：][ \t]*")
-FENCES = ("$$", "\\[", "\\]", "```", "$")  # lines that enclose a formula
+MARKS = r"(?:[*_`~\s]|</?\w+>)*"  # bold, italics, code
+ANSWER_LINE = re.compile(rf"(?i)(?<![A-Za-z\d])answer{MARKS}[:：][ \t]*")
+# Lines that enclose a formula, and what else says nothing by itself
+EMPTY_LINE = re.compile(
+    r"\s*(?:\$\$?|\\\[|\\\]|[`~]{3,}\w*|-{3,}|\\(?:begin|end)\{[a-z]+\*?\}|</?[A-Za-z]+>)\s*"
+)
 
-POWER_OF_TEN = r"(?:\s*(?:\\times|\\cdot|[×·*])\s*10\s*\^\s*\{?\s*[-−]?\d+\s*\}?)?"
+EXPONENT = r"(?:(?:\^|\*\*)\s*\{?\s*[-−]?\d+\s*\}?|[⁻]?[⁰¹²³⁴-⁹]+)"
+POWER_OF_TEN = rf"(?:\s*(?:\\times|\\cdot|[×·⋅*xX])\s*10\s*{EXPONENT})?"
+VULGAR = "½⅓⅔¼¾⅕⅖⅗⅘⅙⅚⅛⅜⅝⅞"
 LAST_NUMBER = re.compile(
     # not in the middle of a word, of an exponent or of a macro's braces, as in \frac{a}{2}
-    r"(?<![\w.^])(?<!(?<!\\)\{)(?<!\^[-−])"
-    r"[-−]?(?:"
-    r"(?:\d+\s*)?\\[dtc]?frac\s*(?:\{\s*[-−]?\d+\s*\}\s*\{\s*\d+\s*\}|\d\s*\d)"
+    r"(?<![\w.^])(?<!(?<!\\)\{)(?<!\^[-−])(?<!\^\{[-−])(?<![\w)]\*\*)"
+    r"[-−–]?(?:"
+    r"(?:\d+\s*)?\\[dtc]?frac\s*(?:\{\s*[-−]?\d+\s*\}\s*\{\s*[-−]?\d+\s*\}|\d\s*\d)"
     r"|\d+ \d+/\d+"
-    rf"|(?:\d[\d,]*\d|\d)(?:\.\d+)?(?:[eE][+-]?\d+(?!\w))?(?:/\d+)?{POWER_OF_TEN}"
+    rf"|\d*[{VULGAR}]"
+    rf"|\d+\s*{EXPONENT}"
+    rf"|(?:\d[\d,]*\d|\d)(?:\.\d+)?(?:[eE][+-]?\d+(?!\w))?(?:\s?/\s?\d+)?{POWER_OF_TEN}"
     r"|\.\d+(?:[eE][+-]?\d+(?!\w))?)"
 )
+# Thousands that TeX or a narrow space sets apart
+GROUPED = re.compile(r"(?<=\d)(?:\{,\}|,\\!|[\u00a0\u2009\u202f])(?=\d{3}(?!\d))")
 WRAPPING = re.compile(r"\\(?:boxed|fbox|text|textbf|mathbf|mathrm)\s*\{")
 
 
@@ -92,9 +101,11 @@ def find_answer(response, style):
         return answer_line(text)
     # The last number; what a macro encloses counts, its own numbers do not
     found = ""
-    for match in LAST_NUMBER.finditer(WRAPPING.sub(" ", text)):
+    for match in LAST_NUMBER.finditer(GROUPED.sub("", WRAPPING.sub(" ", text))):
         found = match[0]
-    return found.replace("−", "-")
+    # 1.5 x 10^3, where x is the sign
+    found = re.sub(r"\s*[xX]\s*", "*", found)
+    return re.sub("[−–]", "-", found)
 
 
 def answer_line(text):
@@ -108,11 +119,15 @@ def answer_line(text):
         return ""
     # The first line behind it that holds something
     for line in text[found.end() :].split("\n")[:20]:
-        if line.strip().strip("*_`~ ") and line.strip() not in FENCES:
+        if line.strip().strip("*_`~> ") and not EMPTY_LINE.fullmatch(line):
             return unmarked(line)
     return ""
 
 
+# 13 (thirteen), 13 [i.e. thirteen], 13 (13 apples)
+REMARK = re.compile(
+    rf"(\$?({NUMERAL})\$?)\s*[(\[](?:i\.e\.,?\s*)?(?:\2\s+)?([A-Za-z]+(?:[ -][A-Za-z]+)*)[)\]]"
+)
 QUOTED = [("**", "**"), ("*", "*"), ("__", "__"), ("_", "_"), ("`", "`"), ("$$", "$$"), ("$", "$")]
 QUOTED += [('"', '"'), ("'", "'"), ("“", "”"), ("\\(", "\\)"), ("\\[", "\\]"), ("「", "」")]
 
@@ -123,8 +138,11 @@ def unmarked(line):
         return last_box(line) or line
     if len(line) > 2000:  # too long for an answer, and for the loop below
         return line
+    # Marks within it: bold words, tags of HTML, the end of the text, a tick
+    text = re.sub(r"</?[A-Za-z]+\s*/?>|<\|\w+\|>|[✓✔✅]|^\s*>", " ", line)
+    text = re.sub(r"\*\*([^*]+)\*\*(?!\w)", r"\1", text)
     # Mark after mark, from the outside
-    text = line.strip()
+    text = text.strip()
     before = None
     while text != before:
         before = text
@@ -134,8 +152,8 @@ def unmarked(line):
             if text.startswith(left) and text.endswith(right) and inside and left not in inside:
                 text = inside.strip()
     # A remark in words
-    remark = re.fullmatch(rf"(\$?{NUMERAL}\$?)\s*\(([A-Za-z]+(?:[ -][A-Za-z]+)*)\)", text)
-    if remark and is_remark(remark[1].strip("$"), remark[2]):
+    remark = REMARK.fullmatch(text)
+    if remark and is_remark(remark[1].strip("$"), remark[3]):
         return remark[1].strip("$")
     return text
 
@@ -176,11 +194,27 @@ def spoken(words):
 UNICODE = {
     "−": "-", "–": "-", "×": r"\times ", "·": r"\cdot ", "÷": "/", "π": r"\pi ", "∞": r"\infty ",
     "°": r"^\circ ", "≤": r"\le ", "≥": r"\ge ", "≠": r"\ne ", "∪": r"\cup ", "∈": r"\in ",
-    "√": r"\sqrt ", "²": "^2", "³": "^3", "½": r"\frac12", "∅": r"\emptyset ", "±": r"\pm ",
+    "√": r"\sqrt ", "∅": r"\emptyset ", "±": r"\pm ", "℃": r"^\circ C", "℉": r"^\circ F",
     "≈": r"\approx ", "…": r"\ldots ", "％": "%", "⋅": r"\cdot ", "＝": "=", "∨": r"\lor ",
     "θ": r"\theta ", "α": r"\alpha ", "β": r"\beta ", "€": r"\text{euro}", "£": r"\text{sterling}",
+    "¥": r"\text{yen}", "₹": r"\text{rupee}", "“": '"', "”": '"',
+    "½": r"\frac12", "⅓": r"\frac13", "⅔": r"\frac23", "¼": r"\frac14", "¾": r"\frac34",
+    "⅕": r"\frac15", "⅖": r"\frac25", "⅗": r"\frac35", "⅘": r"\frac45", "⅙": r"\frac16",
+    "⅚": r"\frac56", "⅛": r"\frac18", "⅜": r"\frac38", "⅝": r"\frac58", "⅞": r"\frac78",
 }
+# What takes more than one character
+RAISED = re.compile("⁻?[⁰¹²³⁴-⁹]+")
+DIGITS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻", "0123456789-")
+CHARACTERS = [
+    (re.compile("((?:\\d[\u0304\u0305])+)"), lambda found: f"\\overline{{{found[1][::2]}}}"),
+    (re.compile("(\\d)\u0307"), r"\\dot{\1}"),
+    (re.compile(r"\\(?:text|mathrm|mbox)\s*\{\s*(°\s*[CF]?|℃|℉)\s*\}"), r"\1"),
+    (re.compile(r"∛\s*(\w+)"), r"\\sqrt[3]{\1}"),
+    (re.compile(r"∛\s*\(([^()]*)\)"), r"\\sqrt[3]{\1}"),
+]
 
+INTRODUCTION = r"(?i:(?:the\s+)?(?:final\s+)?answer)\s*(?:is|:|=)[:=\s]*"
+CURRENCIES = "(?i:euro|sterling|yen|rupee|usd|eur|gbp|rs|dollars?)"
 PAREN = r"\((?:[^()]|\((?:[^()]|\((?:[^()]|\([^()]*\))*\))*\))*\)"  # brackets, four deep
 GROUP = r"\{(?:[^{}]|\{(?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*\})*\}"  # braces, four deep
 
@@ -192,12 +226,20 @@ REWRITES = [(re.compile(old), new) for old, new in [
     (r"(?<=\d)(?:\{,\}|,\\!)\s*(?=\d{3})", ""),
     # dollars are a unit, dollar signs around a formula are not
     (r"\\\$\s*(\d[\d,]*(?:\.\d+)?|\.\d+)", r"\1\\text{dollar}"),
-    (r"\\text\{(euro|sterling)\}\s*(\d[\d,]*(?:\.\d+)?)", r"\2\\text{\1}"),
+    (rf"\\text\{{\s*({CURRENCIES})\.?\s*\}}\s*(\d[\d,]*(?:\.\d+)?)", r"\2\\text{\1}"),
+    (r"\\pounds\s*(\d[\d,]*(?:\.\d+)?)", r"\1\\text{sterling}"),
+    # what introduces an answer, and which one of many it is: the 18th
+    (rf"^\\text\{{\s*{INTRODUCTION}\}}|^{INTRODUCTION}", ""),
+    (r"^\s*=(?!=)", ""),
+    (r"(?<=\d)\s*\^?\s*\{?\s*\\text\{\s*(?:st|nd|rd|th)\s*\}\s*\}?", ""),
+    (r"(?<=\d)(?:st|nd|rd|th)(?![A-Za-z])", ""),
     (r"\\(?:left|right)\s*\.", ""),
     # size, spacing, dollar signs
-    (r"\\(?:left|right|[bB]igg?[lrm]?|displaystyle|textstyle|limits|phantom)(?![A-Za-z])", ""),
+    (r"\\(?:left|right|[bB]igg?[lrm]?|limits|phantom)(?![A-Za-z])", ""),
+    (r"\\(?:display|text|script|scriptscript)style(?![A-Za-z])", ""),
     (r"(?<!\\)\\!|\\?\$|(?<!\\)\\[()\[\]]", ""),
-    (r"(?<!\\)\\[,;:> ]|~|\\q?quad(?![A-Za-z])", " "),
+    (r"(?<!\\)\\[,;:> ]|~|\\[hv]space\*?\s*\{[^{}]*\}", " "),
+    (r"\\(?:q?quad|(?:en|thin|med|thick|negthin|nobreak)?space|hfill?)(?![A-Za-z])", " "),
     # other names of one macro
     (r"\\[lr]vert(?![A-Za-z])", "|"),
     (r"\\[dtc]frac(?![a-z])", r"\\frac"),
@@ -208,17 +250,25 @@ REWRITES = [(re.compile(old), new) for old, new in [
     (r"<=", r"\\le "),
     (r">=", r"\\ge "),
     (r"!=", r"\\ne "),
-    (r"^\s*\*\*([^*]+)\*\*\s*$", r"\1"),
+    (r"^\s*(\*{1,3}|_{1,2}|`+|[\"'])([^*_`\"']+)\1\s*$", r"\2"),
     (r"\*\*", "^"),
     (r"\\varnothing(?![a-z])|\\\{\s*\\\}", r"\\emptyset "),
     (r"\\[cld]?dots[cbm]?(?![a-z])|\.\.\.", r"\\ldots "),
     (r"\\(?:lor|vee)(?![a-z])", r"\\lor "),
+    # repeating decimals
+    (r"(?<=\d)\{\.\}", "."),
     (r"\\bar\s*(?=[{\d])", r"\\overline"),
-    (r"\\overline\s*(\d)", r"\\overline{\1}"),
+    (r"\\(overline|dot)\s*(\d)", r"\\\1{\2}"),
+    (r"\\(overline|dot)\s*\{\s*(\d+)\s*\}\s*", r"\\\1{\2}"),
+    (r"\.\{(\\overline\{\d+\})\}", r".\1"),
+    (r"(\.\d*\\overline\{\d+\})\s*\\ldots", r"\1"),
     (r"\\%|\bper ?cent(?:age)?\b|\bpct\b|\\text\{\s*percent\s*\}", "%"),
+    (r"(?<!\^)(?<!\{)\\degree(?![a-z])|(?<=\d)\s*\\circ\s*$", r"^\\circ "),
     (r"\^\s*\{?\s*\\(?:circ|degree)\s*\}?\s*C(?![A-Za-z])", r"^\\circ \\text{celsius}"),
     (r"\^\s*\{?\s*\\(?:circ|degree)\s*\}?\s*F(?![A-Za-z])", r"^\\circ \\text{fahrenheit}"),
     (r"\^\s*\{?\s*\\(?:circ|degree)\s*\}?\s*", r"^\\circ "),
+    # the U that people type between intervals
+    (r"(?<=[\])])\s*U\s*(?=[(\[])", r"\\cup "),
     # braces where TeX would take one token, or a person writes none
     (rf"\\exp\s*({PAREN})", r"e^\1"),
     (rf"(\\(?:{POWERED})\s*{PAREN})\s*(\^\s*(?:\{{[^{{}}]*\}}|\w))", r"(\1)\2"),
@@ -229,7 +279,7 @@ REWRITES = [(re.compile(old), new) for old, new in [
     (r"\\(frac|sqrt|d?binom)\s*(\d|\\pi|[A-Za-z](?![A-Za-z]))", r"\\\1{\2}"),
     (rf"(\\(?:frac|binom)\s*{GROUP})\s*(\d|\\pi|[A-Za-z])", r"\1{\2}"),
     # the end of a sentence, the comma that "and" leaves behind one
-    (r"[\s.,;]+$", ""),
+    (r"(?:[\s.,;]|\\(?=[\s\\]|$))+$", ""),
     (r",\s*,", ","),
     (r"(?<=\d)\s*(?:\^\s*\{?\s*(?:\\prime\s*)+\}?|'+)", r"\\text{prime}"),
 ]]
@@ -245,11 +295,14 @@ TEXT = re.compile(
     r"|,?\s*(?<![A-Za-z\\])(?:and|or)(?![A-Za-z])"
 )
 UNIT_LETTERS = "mgshNJWVAKCFTHL"
-BEHIND_NUMBER = re.compile(r"(?:[\d}]|\d\s*\\[dt]?frac\s*\{|\}\s*\{|\}\s*(?:\\cdot|/))\s*$")
+BEHIND_NUMBER = re.compile(
+    r"(?:[\d}]|\d(?:\s|\\[,;: ])*\\[dt]?frac\s*\{|\}\s*\{|\}\s*(?:\\cdot|/))(?:\s|\\[,;: ]|~)*$"
+)
 
 # Colour, weight and size say nothing
 STYLED = re.compile(
-    rf"\\(?:boldsymbol|bm|pmb|underline|uline|ensuremath|mathord|mathstrut)(?![A-Za-z])\s*({GROUP})?"
+    rf"\\(?:boldsymbol|bold|bm|pmb|underline|uline|ensuremath|mathord|mathop|mathrel|mathbin|smash"
+    rf"|mathstrut)(?![A-Za-z])\s*({GROUP})?"
     rf"|\\(?:(?:math|text)(?:bf|it|sf|tt|rm|normal)|emph)\s*(?=\{{[^{{}}]*\{{)({GROUP})"
     r"|\\(?:text)?color\s*(?:\[[^\]]*\])?\s*\{[^{}]*\}"
     rf"\s*({GROUP})?"
@@ -261,19 +314,28 @@ STYLED = re.compile(
 
 # Functions and constants without a backslash, as people type them
 CALLED = "arcsin|arccos|arctan|sinh|cosh|tanh|sin|cos|tan|cot|csc|ln|log|exp"
+NAMED = "Arcsin|Arccos|Arctan|Sinh|Cosh|Tanh|Sin|Cos|Tan|Cot|Sec|Csc|Ln|Log|Exp|Sqrt|Abs"
+
+
+def in_small_letters(match):
+    return match[0].lower()
+
+
 TYPED = [
     (re.compile(old), new)
     for old, new in [
+        (rf"(?<![A-Za-z\\])(?:{NAMED})(?=\s*\()", in_small_letters),
+        (r"(?<![A-Za-z\\])cbrt\s*\(([^()]*)\)", r"\\sqrt[3]{\1}"),
         (r"(?<![A-Za-z\\])a(sin|cos|tan)(?=\s*\()", r"\\arc\1"),
         (r"(?<![A-Za-z\\])(sec|max|min|gcd|lcm|det)(?=\s*\()", r"\\\1"),
-        (r"(?<![A-Za-z\\])log(\d+)(?=\s*\()", r"\\log_{\1}"),
+        (r"(?<![A-Za-z\\])log(?:_?(\d+)(?=\s*\()|_(\d+)(?=\s+[\w\\]))", r"\\log_{\1\2}"),
         (
             rf"(?<![A-Za-z\\])(?:([xtn])\s*)?({CALLED})(?=\s*[(^_{{\\]|\s*\d|\s*[a-z](?![a-z])|\s+pi\b|pi\b)",
             r"\1\\\2 ",
         ),
         (r"(?<![A-Za-z\\])sqrt(?=\s*[\d({\\a-z])", r"\\sqrt "),
         (r"(?<![A-Za-z\\])abs\s*\(([^()]*)\)", r"|\1|"),
-        (r"(?<![A-Za-z\\])pi(?![A-Za-z])", r"\\pi "),
+        (r"(?<![A-Za-z\\])(?:pi|Pi|PI)(?![A-Za-z])", r"\\pi "),
         (r"(?<![A-Za-z\\])(?:[Ii]nfinity|infty|inf|oo)(?![A-Za-z])", r"\\infty "),
         (r"(?<![A-Za-z\\])(theta|alpha|beta|phi|lambda|omega)(?![A-Za-z])", r"\\\1 "),
     ]
@@ -284,7 +346,10 @@ LETTERS = re.compile(r"(?<![A-Za-z\\])[A-Za-z]{2}")
 def tidy(text):
     """One spelling for spacing, sizing, macros and text."""
     # Characters, styles, texts, names, and then macros
-    text = "".join(UNICODE.get(char, char) for char in text)
+    if not text.isascii():
+        text = in_ascii(text)
+    if "cent" in text:
+        text = DOLLARS_AND_CENTS.sub(r"\1.\2\\text{dollar}", text)
     if "\\" in text:
         for _ in range(3):  # one style inside of another
             text = STYLED.sub(unstyled, text)
@@ -294,6 +359,27 @@ def tidy(text):
     for pattern, new in REWRITES:
         text = pattern.sub(new, text)
     return text.strip()
+
+
+# 18 dollars and 50 cents
+DOLLARS_AND_CENTS = re.compile(
+    r"(\d[\d,]*)\s*(?:\\text\{)?\s*dollars?\s*\}?\s*(?:\\text\{)?\s*(?:and|,)\s*\}?"
+    r"\s*(\d\d)\s*(?:\\text\{)?\s*cents?\s*\}?"
+)
+
+
+def in_ascii(text):
+    """What LaTeX has a macro for, by its macro: ×, π, ½, superscripts, 3 with a bar above."""
+    for pattern, new in CHARACTERS:
+        text = pattern.sub(new, text)
+    text = RAISED.sub(raised, text)
+    return "".join(UNICODE.get(char, char) for char in text)
+
+
+def raised(match):
+    """A superscript: ^2, or ^{-3} where it is more than a digit."""
+    exponent = match[0].translate(DIGITS)
+    return f"^{exponent}" if len(exponent) == 1 else f"^{{{exponent}}}"
 
 
 def unstyled(match):
@@ -404,7 +490,7 @@ DECIMAL = re.compile(
 )
 FRACTION = re.compile(
     r"([+-]?)(?:(\d+)\s*)??"
-    r"(?:\\frac\{\s*([+-]?\d+)\s*\}\{\s*(\d+)\s*\}|(?<!\d)([+-]?\d+)/(\d+))"
+    r"(?:\\frac\{\s*([+-]?\d+)\s*\}\{\s*([+-]?\d+)\s*\}|(?<!\d)([+-]?\d+)/(\d+))"
 )
 
 
@@ -450,7 +536,7 @@ def fraction_value(match):
         return None
     top = match[3] or match[5]
     bottom = int(match[4] or match[6])
-    signed_part = match[2] and top[0] in "+-"
+    signed_part = match[2] and (top[0] in "+-" or bottom < 0)
     if bottom == 0 or signed_part:
         return None
     value = int(match[2] or 0) + Fraction(int(top), bottom)
@@ -509,7 +595,10 @@ def same_number(gold, pred):
     g, g_decimal, g_percent = gold
     p, p_decimal, p_percent = pred
     if g_percent:
-        return p == g or (not p_percent and 100 * p == g)
+        candidates = [p] if p_percent else [p, 100 * p]
+        return any(
+            value == g or (p_decimal and endless(g) and near(g, value)) for value in candidates
+        )
     if p_percent:
         is_share = g.denominator != 1 and p == 100 * g
         return is_share or (abs(g) >= 1 and p == g)
@@ -529,9 +618,11 @@ class Unjudged(Exception):
 # What may stand before an equals sign as the name of a value: x, S_n, f(x), (x,y), \text{area}
 NAME = re.compile(
     r"(?!.*\\(?:frac|sqrt|pi|sum|int|prod|infty))"
-    r"(?:\\?[A-Za-z][\w\\{}',|\s]*(?:\([A-Za-z0-9,\\ ]*\))?"
+    r"(?:\\?[A-Za-z][\w\\{}',|\s]*(?:\^(?:-1|\{-1\}))?(?:\([A-Za-z0-9,\\ ]*\))?"
+    r"|\([a-z]\s*\\circ\s*[a-z]\)\([a-z]\)"
     r"|\([A-Za-z,\s_{}\d]*[A-Za-z][A-Za-z,\s_{}\d]*\)|\\text\{[^{}]*\}|)"
 )
+VARIABLE = r"[A-Za-z](?:_\w)?|\\(?:theta|alpha|beta)"
 RELATION = re.compile(r"[<>]|\\(?:le|ge|ne)(?![a-z])")
 
 
@@ -542,8 +633,9 @@ def same(gold, pred):
     theirs and with the same brackets; of a chain of = every side has to be right (7=5 is not 5).
     Raises Unjudged.
     """
-    if squash(gold) == squash(pred) or same_text(gold, pred):
+    if squash(gold) == squash(pred) or same_text(gold, pred) or is_choice(gold, pred):
         return True
+    gold, pred = condition(gold), condition(pred)
     if "\\lor" in gold + pred:
         gold, pred = without_or(gold), without_or(pred)
     gold, pred = meat(gold), meat(pred)
@@ -562,17 +654,27 @@ def same(gold, pred):
     return same_shape(gold, pred)
 
 
-KNOWN_WORDS = ("yes", "no", "true", "false", "none", "east", "west", "north", "south")
+KNOWN_WORDS = (
+    "yes no true false none east west north south even odd both neither always sometimes never"
+).split()
 
 
 def same_text(gold, pred):
     r"""Words: whatever the case, with or without \text. Letters alone are the names of things: AB
-    is not ab."""
-    both = gold + pred
-    g, p = (squash(re.sub(r"\\text\{([^{}]*)\}", r"\1", text)).strip(".") for text in (gold, pred))
-    if g.casefold() != p.casefold() or not g:
+    is not ab, MW not mW."""
+    in_text = "\\text" in gold + pred
+    g, p = (re.sub(r"\\text\{([^{}]*)\}", r"\1", text).strip(" .") for text in (gold, pred))
+    if squash(g) == squash(p):
+        return bool(g) and (in_text or all(map(is_word, g.split())))
+    if " ".join(g.casefold().split()) != " ".join(p.casefold().split()):
         return False
-    return "\\text" in both or (is_word(g) and is_word(p))
+    # Those that differ in case have to be words
+    for one, other in zip(g.split(), p.split(), strict=True):
+        both_words = is_word(one) and is_word(other)
+        in_capitals = in_text and len(one) > 2 and one.isalpha()
+        if one != other and not both_words and not in_capitals:
+            return False
+    return True
 
 
 def is_word(text):
@@ -582,12 +684,47 @@ def is_word(text):
     return bool(re.fullmatch(r"[A-Za-z][a-z]{2,}", text) and re.search(r"(?i)[aeiou]", text))
 
 
+CHOICE = re.compile(r"(?:\(([A-J])\)|([A-J])\)|([A-J])[.:])\s+(.+)", re.S)
+
+OTHER_CHOICE = re.compile(  # or a word that makes another answer; a polygenic score is none
+    r"\\lor|(?<![A-Za-z\\])(?:or|and|not|A(?!\s[a-z]{2})|[B-J])(?![A-Za-z])"
+)
+
+
+def is_choice(gold, pred):
+    r"""Whether a letter of a list of choices stands before what it stands for: (B)\ 5, E: a score.
+    A second letter makes it two answers."""
+    gold = gold.strip("() ")
+    if not re.fullmatch("[A-J]", gold):
+        return False
+    match = CHOICE.fullmatch(re.sub(r"\\text\{([^{}]*)\}", r"\1", pred).strip())
+    if not match or gold not in match.groups():
+        return False
+    return not OTHER_CHOICE.search(match[4])
+
+
+BUILDER = re.compile(
+    rf"\\\{{\s*(?:{VARIABLE})\s*(?:\\in\s*\\mathbb\s*\{{?\s*R\s*\}}?)?\s*(?::|\||\\mid(?![a-z]))(.+)\\\}}"
+)
+
+
+def condition(text):
+    r"""The inequalities of \{x : x>2\}; any other text as it is."""
+    match = BUILDER.fullmatch(text.strip())
+    if match and RELATION.search(match[1]):
+        return match[1].strip()
+    return text
+
+
 def without_or(text):
     r"""\lor between intervals or inequalities of one unknown is a union, between anything else a
     comma."""
     # Of one unknown, all of them ranges?
     parts = [part.rstrip(", ") for part in split_top(text, "\\lor")]
     if len(parts) > 1:
+        listed = [member for part in parts for member in split_top(part, ",")]
+        if all(RELATION.search(member) for member in listed):  # 0<x<1, 2<x<3, or 4<x<5
+            parts = listed
         ranges = [as_range(meat(part)) for part in parts]
         unknowns = {unknown for unknown, interval in ranges if unknown}
         if len(unknowns) < 2 and all(interval for _, interval in ranges):
@@ -595,7 +732,6 @@ def without_or(text):
     return ",".join(parts)
 
 
-VARIABLE = r"[A-Za-z](?:_\w)?|\\(?:theta|alpha|beta)"
 CHAIN = re.compile(rf"(.+?)(<|\\le)({VARIABLE})(<|\\le)(.+)")
 ONE_SIDED = re.compile(rf"({VARIABLE})(<|>|\\le|\\ge)(.+)")
 
@@ -754,9 +890,15 @@ def same_shape(gold, pred):
     g_rows, p_rows = matrix(gold), matrix(pred)
     if g_rows and p_rows:
         return len(g_rows) == len(p_rows) and all(map(in_order, g_rows, p_rows))
-    if g_rows or p_rows or RELATION.search(gold + pred):
+    if g_rows or p_rows or is_relation(gold) or is_relation(pred):
         return by_library(gold, pred)
     return same_sides(gold, pred)
+
+
+def is_relation(text):
+    """Whether an inequality stands outside of brackets, or in some but without an = outside."""
+    outside = "".join(token for token, depth in scan(text) if depth == 0)
+    return bool(RELATION.search(text if "=" not in outside else outside))
 
 
 def same_sides(gold, pred):
@@ -766,6 +908,9 @@ def same_sides(gold, pred):
     # What something is, against its value
     if len(g_sides) == 1 and is_quantity(p_sides, g_sides[0]):
         return all(same(gold, side) for side in p_sides[1:])
+    is_turned = len(p_sides) == 2 and not letters(p_sides[0])  # 13 = m+n
+    if len(g_sides) == 1 and is_turned and is_quantity(p_sides[::-1], g_sides[0]):
+        return g_name in ("", squash(p_sides[1])) and same(gold, p_sides[0])
     if is_total(g_sides) and len(p_sides) == 1:
         return same(g_sides[1], pred)
     # Equations against equations
@@ -790,7 +935,8 @@ def name_and_sides(text):
 def is_quantity(sides, value):
     r"""Whether an equation says what something is: m+n = 13, |S| = 4, P(X=3) = 1/2. Its left side
     has a letter (7 = 5 says nothing of 5), and the value none."""
-    return len(sides) > 1 and bool(letters(sides[0])) and not letters(value)
+    says_what = letters(sides[0]) or UNEVALUATED.search(sides[0])
+    return len(sides) > 1 and bool(says_what) and not letters(value)
 
 
 def is_total(sides):
@@ -829,8 +975,10 @@ def scalar(gold, pred):
         return False
     # Words, and expressions
     as_written = re.search(r"\\text|:|\d_", g + "\n" + p)
-    if as_written or re.fullmatch(r"[A-Za-z][a-z]{3,}(?: [A-Za-z]+)*", g):
-        return False  # words, times and numbers in a base are the same as strings only
+    if as_written or re.fullmatch(r"[A-Za-z][a-z]{3,}(?: [A-Za-z]+)*|[A-Z]{3,}", g):
+        return (
+            False  # words, times, numbers in a base, and orders (BCA) are the same as strings only
+        )
     if UNEVALUATED.search(p) and not UNEVALUATED.search(g):
         return False  # a sum is not its value
     return by_library(g, p)

@@ -521,6 +521,7 @@ class Remote:
         "IndexError": IndexError,
     }
     LONGEST = 1 << 26  # characters of a reply
+    calls = 0  # made so far
 
     def __init__(self, path, link):
         self._path = path
@@ -533,6 +534,7 @@ class Remote:
         if self._path == ["Solution"]:
             return self
         replies, calls, seconds = self._link
+        Remote.calls += 1
         try:
             print(json.dumps([self._path, pack(args), pack(kwargs)]), file=calls)
         except BrokenPipeError:
@@ -584,8 +586,9 @@ def check(names, job):
 
 
 def verdict(names, job, link):
-    """ "pass", "wrong", or a reason: "truth unparsable" where the tests themselves do not load,
-    "crashed" where the program raised or ended, "too long" and "too large" where its values are."""
+    """ "pass", "wrong", or a reason: "truth unparsable" where the tests themselves do not load or
+    never call the program, "crashed" where the program raised or ended, "too long" and "too large"
+    where its values are."""
     # What the tests need
     try:
         reference = load_tests(names, job, link)
@@ -610,6 +613,8 @@ def verdict(names, job, link):
         # of the program, or of tests that compute with the value of a wrong type
         of_program = any(isinstance(arg, Failed) for arg in error.args)
         return "crashed" if of_program else "wrong"
+    if not Remote.calls:  # what asks nothing says nothing
+        return "truth unparsable"
     return "pass"
 
 

@@ -21,7 +21,7 @@ SPELLINGS = [row.split() for row in [
     "lb pound pounds lbs", "oz ounce ounces", "ton tons tonne tonnes",
     "s sec second seconds secs", "ms millisecond milliseconds", "min minute minutes mins",
     "h hr hour hours hrs", "day days", "week weeks", "month months", "yr year years yrs",
-    "dollar dollars usd buck bucks", "cent cents", "euro euros eur", "sterling", "yen",
+    "dollar dollars usd buck bucks", "cent cents", "euro euros eur", "sterling gbp", "yen jpy",
     "L liter liters litre litres l", "ml milliliter milliliters millilitre", "gallon gallons gal",
     "quart quarts", "pint pints", "acre acres", "hectare hectares ha",
     "degree degrees deg", "rad radian radians",
@@ -31,7 +31,8 @@ SPELLINGS = [row.split() for row in [
     "kw kilowatt kilowatts", "kwh", "kj kilojoule kilojoules", "mev", "ev", "kev", "gev",
     "cal calorie calories", "kcal", "kpa", "atm", "bar", "mmhg", "khz", "mhz", "ghz",
     "erg ergs", "dyne dynes", "rpm", "bit bits", "byte bytes", "db",
-    "unit units", "celsius", "fahrenheit",
+    "unit units", "celsius", "fahrenheit", "rupee rupees inr rs", "microm micrometer micrometers",
+    "micros microsecond microseconds", "microg microgram micrograms",
 ]]
 # fmt: on
 MEASURES = {name: names[0] for names in SPELLINGS for name in names}
@@ -51,16 +52,36 @@ FILLERS = set(
     "different distinct possible whole full from more fewer additional extra".split()
 )
 BEYOND_THE_HEAD = ("of", "in", "from")  # pieces of candy are pieces
-# Words that make another answer of a number
+# Words that make another answer of a number: what denies, doubts or compares it, asks a condition,
+# computes with it, or makes a sentence of it. These are closed classes of words: no noun is missing
+# here
 OTHERS = set(
-    "or and not no none nor is are was were be if when where for some any all about approximately "
-    "roughly around maybe possibly perhaps probably wrong right correct incorrect less "
-    "than least most over under above below up down plus minus times divided multiplied by mod "
-    "modulo base factorial choose percent half halves third thirds quarter double triple twice "
-    "thrice score answer option choice with without remainder to until but except only both "
-    "either neither negative positive true false yes unknown undefined undetermined infinity "
-    "infinite sin cos tan log exp sqrt cot csc "
-    "ones twos threes fours fives tens hundreds thousands millions billions trillions".split()
+    # denied or doubted
+    "not no none nor never neither either wrong right correct incorrect invalid impossible false "
+    "true yes unknown unsure unclear undefined undetermined indeterminate infinity infinite "
+    "maybe possibly perhaps probably presumably likely unlikely supposedly approximately roughly "
+    "approx circa almost nearly exactly precisely about around error guess nothing something "
+    # compared
+    "less than least most over under above below up down beyond near at between among within "
+    "only both but except without instead otherwise rather unlike like as so too enough "
+    # on a condition, at a time, for a reason
+    "if when where while unless until till because since although though whereas whether for by "
+    "before after during once then thus hence therefore otherwise given assuming provided "
+    # of a sentence
+    "is are was were be been being am has have had having do does did done can cannot could may "
+    "might must shall should will would isn't aren't wasn't doesn't don't didn't can't won't "
+    "i you he she it we they me him us them this that these those who whom whose which what why "
+    "how there here some any all every and or also even just still yet again to on into onto upon "
+    "off out with through via toward towards "
+    # computed with
+    "plus minus divided multiplied added subtracted mod modulo base factorial choose percent half "
+    "halves third thirds quarter double triple twice thrice score remainder negative positive "
+    "sin cos tan log exp sqrt cot csc "
+    "one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen "
+    "sixteen seventeen eighteen nineteen twenty thirty forty fifty sixty seventy eighty ninety "
+    "ones twos threes fours fives tens hundreds thousands millions billions trillions "
+    # of the answer itself
+    "answer option choice".split()
 )
 IRREGULAR = {
     "men": "man",
@@ -88,7 +109,13 @@ UNITS = re.compile(
     re.S,
 )
 TEXT_RATIO = re.compile(rf"\\frac\{{\s*({IN_TEXT})\s*\}}\{{\s*({IN_TEXT})\s*\}}")
-TOKENS = re.compile(r"/|\^-?\d+|[A-Za-zΩ]+\d?(?![A-Za-z\d])\.?|\S")
+TOKENS = re.compile(r"/\s*\(|/|\^-?\d+|[A-Za-zΩ]+\d?(?![A-Za-z\d])\.?|\S")
+OHMS = re.compile(r"(?<=\d)\s*(?:\\text\{\s*([kMGm])\s*\}|([kMGm]))?\s*\\Omega$")
+MICRO = re.compile(
+    r"(?<=\d)\s*(?:\\mu|[μµ])\s*(?:\\text\{\s*([A-Za-z]+)\s*\}|([A-Za-z])(?![A-Za-z]))$"
+)
+# Symbols with a prefix, of which m and M are two: mW and MW
+PREFIXED = re.compile(r"[TGMkmnpf](?:W|Wh|Pa|Hz|g|J|eV|V|A|N|ohm|F|C|T|L|l|B|bar|mol|m|s)")
 TRIGONOMETRY = re.compile(r"\\(?:sin|cos|tan|sec|csc|cot)")
 SINGLE = set("NJWVK")  # letters that are units without \text, behind a number and a space
 
@@ -110,7 +137,8 @@ def units(text, is_number):
     r"""(the number, its Unit) of a tidy text; (text, NOTHING) where it has none. is_number says
     whether a text is a plain number: letters without \text are a unit behind such a one only."""
     text = TEXT_RATIO.sub(r"\1/\2", text)
-    text = re.sub(r"(?<=\d)\s*\\Omega$", r"\\text{ohm}", text)
+    text = OHMS.sub(r"\\text{\1\2ohm}", text)
+    text = MICRO.sub(r"\\text{micro\1\2}", text)
     # What is behind the number
     match = UNITS.fullmatch(text)
     if not match or not re.search(r"\d|\\pi", match[1]):
@@ -118,8 +146,8 @@ def units(text, is_number):
     number, written = match.groups()
     # A unit without \text is one under conditions
     in_text = written[0] in "\\^"
-    if written.startswith("^\\circ") and TRIGONOMETRY.search(number):
-        return text, NOTHING
+    if written.startswith("^\\circ") and (TRIGONOMETRY.search(number) or "\\pi" in number):
+        return text, NOTHING  # 2\pi is an angle in radians
     if not in_text:
         # with a space between, or two letters of them
         spaced = re.search(r"\s|[a-z]{2}", written + text[len(number) : -1])
@@ -140,6 +168,7 @@ def read_unit(written, in_text):
     written = re.sub(r"[{}]", " ", written)
     measures, words, scale = [], [], 1
     below = ""  # "/" behind a slash or "per", for one measure
+    all_below = False  # inside of brackets behind a slash: J/(kg K)
     power = ""  # of the next measure, behind "square"
     head = ""
     head_is_past = False
@@ -147,8 +176,16 @@ def read_unit(written, in_text):
     for token in TOKENS.findall(written):
         word = token.rstrip(".")
         low = word.lower()
+        if all_below and token != ")":
+            below = "/"
         if token == "/" or low == "per":
             below = "/"
+        elif token.startswith("/"):
+            below = "/"
+            all_below = True
+        elif token == ")" and all_below:
+            below = ""
+            all_below = False
         elif token.startswith("^"):
             if not measures:
                 return None
@@ -162,14 +199,17 @@ def read_unit(written, in_text):
                 power = POWERS[low]
         elif low in COMPOUND:
             measures += COMPOUND[low]
-        elif low in SCALES:
+        elif low in SCALES and not below:
             scale *= SCALES[low]
         elif low in FILLERS and (low not in MEASURES or words or measures):
             head_is_past |= bool(head) and low in BEYOND_THE_HEAD
         elif measure_of(word, in_text):
             measures.append(below + raised(measure_of(word, in_text), power))
             below = power = ""
-        elif is_noun(low, in_text) and not below:
+        elif is_noun(low, in_text) and below:  # apples per basket
+            words.append("/" + singular(low))
+            below = ""
+        elif is_noun(low, in_text):
             words.append(singular(low))
             head = head if head_is_past else words[-1]
         else:
@@ -183,6 +223,8 @@ def read_unit(written, in_text):
 
 def measure_of(word, in_text):
     """Its first spelling; "" where it is no measure. Single letters keep their case."""
+    if PREFIXED.fullmatch(word) and word not in MEASURES:
+        return (word[0] if word[0] in "Mm" else word[0].lower()) + word[1:].lower()
     if len(word) == 1:
         known = word.islower() or in_text or word in SINGLE
         return MEASURES.get(word, "") if known else ""
@@ -231,7 +273,14 @@ def one_unit(gold, pred):
         return False
     if gold.head and pred.head and gold.head != pred.head:
         return False
+    if rates(gold) != rates(pred):
+        return False
     return gold.words <= pred.words or pred.words <= gold.words
+
+
+def rates(unit):
+    """What stands below the slash of its words: baskets, of apples per basket."""
+    return {word for word in unit.words if word.startswith("/")}
 
 
 def scaled(number, scale):

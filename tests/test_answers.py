@@ -1,6 +1,7 @@
 r"""Answers as models really write them: for each kind members that are right, and answers next to
 them that are wrong and stay so."""
 
+import json
 import sys
 from pathlib import Path
 
@@ -452,6 +453,17 @@ def test_right_and_wrong(pool, kind):
     wanted = [1.0] * len(right) + [0.0] * len(wrong)
     pairs = zip(right + wrong, rewards, wanted, strict=True)
     assert [(pair, got) for pair, got, want in pairs if got != want] == []
+
+
+MORE = Path(__file__).with_name("answers.jsonl")
+
+
+def test_more_of_each_kind(pool):
+    """Members and neighbours that were not at hand when the rules were written: each line says of
+    which kind it is and what it should get; `python verify.py` reads the file too."""
+    rows = [json.loads(line) for line in MORE.read_text(encoding="utf-8").splitlines()]
+    rewards = pool.score([(row["kind"], row["response"], row["truth"]) for row in rows])
+    assert [row for row, got in zip(rows, rewards, strict=True) if got != row["want"]] == []
 
 
 BOXES = [

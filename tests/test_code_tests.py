@@ -108,6 +108,21 @@ CALLS = {
     "a list of asserts": ["assert add(3, 4) == 7", "assert add(0, 0) == 0"],
     "a check of one's own": {"test": "def check(c):\n    assert c(3, 4) == 7\ncheck(add)"},
     "KodCode": {"test": "def test_add():\n    assert add(3, 4) == 7\n\ntest_add()"},
+    "KodCode, as pytest runs it": {
+        "test": "from solution import add\n\ndef test_a():\n    assert add(3, 4) == 7\n\n"
+        "def test_b(n=1):\n    assert add(n, 1) == 2\n"
+    },
+    "LiveCodeBench, named by its starter code": {
+        "tests": [{"input": "3\n4", "output": "7", "testtype": "functional"}],
+        "starter_code": "# class ListNode:\n#     pass\n" + STARTER,
+    },
+    "SYNTHETIC-1, a Python literal": {
+        "verification_info": "{'language': 'python', 'test_cases': [{'type': 'function_call', "
+        "'fn_name': 'add', 'input': [3, 4], 'output': 7}]}"
+    },
+    "in ground_truth": {
+        "reward_model": {"ground_truth": '{"fn_name": "add", "inputs": [[3, 4]], "outputs": [7]}'}
+    },
 }
 # Each of these asks for a program that adds two numbers of stdin
 STDIN = {
@@ -129,6 +144,22 @@ STDIN = {
         {"input": "3 4\n", "output": "7", "testtype": "stdin", "metadata": {"func_name": None}}
     ],
     "PrimeIntellect": [{"type": "stdin_stdout", "input": "3 4\n", "output": "7\n"}],
+    "Codeforces, official tests": {"official_tests": [{"input": "3 4", "output": "7"}]},
+    "with a limit per test": {
+        "inputs": ["3 4"],
+        "outputs": ["7"],
+        "time_limit": "50 seconds per test",
+    },
+    "with a limit in thousandths": {
+        "inputs": ["3 4"],
+        "outputs": ["7"],
+        "time_limit": "50000 ms",
+    },
+    "starter code that begins no function": {
+        "inputs": ["3 4"],
+        "outputs": ["7"],
+        "starter_code": "import sys\n",
+    },
     "with limits": {
         "inputs": ["3 4"],
         "outputs": ["7"],
@@ -171,6 +202,23 @@ UNREADABLE = {
         {"type": "stdin_stdout", "fn_name": "f", "input": "1", "output": "1"}
     ],
     "a test without an output": [{"input": "1"}],
+    "tests that ask nothing": {"test_list": ["assert True"]},
+    "a test of its own function": {"test": "def f():\n    return 1\nassert f() == 1"},
+    "tests in a class": {
+        "test": "import unittest\nclass T(unittest.TestCase):\n    def test_a(self):\n"
+        "        self.assertEqual(add(3, 4), 7)"
+    },
+    "a test that needs arguments": {"test": "def test_a(x):\n    assert add(x, 4) == 7"},
+    "a class to begin with": {
+        "inputs": ['["MinStack", "push"]\n[[], [1]]'],
+        "outputs": ["[null, null]"],
+        "starter_code": "class MinStack:\n    def push(self, x):\n        pass\n",
+    },
+    "two methods to begin with": {
+        "inputs": ["[1, 2]"],
+        "outputs": ["3"],
+        "starter_code": "class Solution:\n    def a(self): pass\n    def b(self): pass\n",
+    },
     "a limit that is none": {"inputs": ["1"], "outputs": ["1"], "time_limit": "x"},
 }
 
@@ -432,8 +480,8 @@ FAILURES = {
 def test_reasons(pool, name, row):
     program, reason = FAILURES[name]
     tests = CALLS[row]
-    if isinstance(tests, dict) and reason == "timeout":
-        tests = tests | {"time_limit": 1}
+    if isinstance(tests, dict):
+        tests = tests | {"time_limit": 1 if reason == "timeout" else 50}
     assert pool.score([("code", code(program), tests)]) == [0.0]
     assert pool.reasons == [reason]
 
