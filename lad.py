@@ -449,6 +449,12 @@ def named_weights(model, dtype):
         yield name, p.to(dtype)
 
 
+def repack_head(model):
+    """Of a model of vLLM's with tied weights: its head is the embedding, under one name or both."""
+    head = model.lm_head if hasattr(model, "lm_head") else model.model.embed_tokens
+    head.quant_method.process_weights_after_loading(head)
+
+
 @contextlib.contextmanager
 def awake(llm, model, device):
     """vLLM with the trainer's weights, for the length of the block."""
@@ -464,7 +470,7 @@ def awake(llm, model, device):
     llm.collective_rpc("reload_weights", kwargs={"weights_iterator": weights})
     if device.type == "cpu" and model.config.tie_word_embeddings:
         # vLLM's CPU build packs a copy of a tied head, and reload_weights leaves it stale
-        llm.apply_model(lambda m: m.lm_head.quant_method.process_weights_after_loading(m.lm_head))
+        llm.apply_model(repack_head)
 
     if device.type == "cuda":
         llm.wake_up(["kv_cache"])
