@@ -501,9 +501,8 @@ def generate(llm, cfg, prompt_ids, n, seed, logprobs=True, progress=False, seeds
         flat_logprobs=logprobs,
         detokenize=False,
     )
-    if (
-        seeds is not None
-    ):  # of a prompt's first response; vLLM gives the i-th of the others seed + i
+    if seeds is not None:
+        # of a prompt's first response; vLLM gives its i-th seed + i
         params = [with_seed(params, seed) for seed in seeds]
     prompts = [{"prompt_token_ids": ids} for ids in prompt_ids]
 
