@@ -434,7 +434,7 @@ def test_the_batch_file_starts_a_run_on_two_nodes(tiny, tmp_path):
     flags = ["--config", "tiny", "--steps", "1", "--prompts", "4", "--group", "4"]
     flags += ["--minibatches", "1", "--epochs", "1", "--eval_data", "", "--out", tmp_path / "run"]
     command = ["bash", ROOT / "tools/lad.sbatch", *map(str, flags)]
-    options = dict(capture_output=True, text=True, timeout=300, cwd=tmp_path)
+    options = dict(capture_output=True, text=True, timeout=600, cwd=tmp_path)
     done = subprocess.run(command, env=ENV | env, **options)
     said = done.stdout + done.stderr
     assert done.returncode == 0 and "step     1/1" in said and " 2 x cpu" in said, said[-5000:]
