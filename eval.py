@@ -190,6 +190,10 @@ def engine(cfg, folder, device):
     options = {}
     if device.type == "cuda":
         options["kv_cache_memory_bytes"] = None  # nobody trains beside it: what vLLM measures
+    else:
+        # Requests have seeds of their own here. To take back the token of a prefill that was cut,
+        # vLLM moves the request's generator's offset, which a CPU's has not: so none is cut
+        options["enable_chunked_prefill"] = False
     llm = lad.start_vllm(cfg, folder, device, **options)
     if device.type == "cuda":
         # start_vllm leaves the weights asleep, and dropped: read them from the folder again

@@ -370,14 +370,12 @@ def start_vllm(cfg, folder, device, **options):
     # Memory, and how the model is run
     if device.type == "cpu":
         # A prompt is computed once for its group: whole blocks of it are shared, and 32 tokens is
-        # the smallest block of the CPU's attention. No prefill is ever cut: to take back the token
-        # of an unfinished one vLLM moves its generator's offset, which a CPU's has not
+        # the smallest block of the CPU's attention
         settings.update(
             dtype="float32",
             enforce_eager=True,
             enable_prefix_caching=True,
             block_size=32,
-            enable_chunked_prefill=False,
             kv_cache_memory_bytes=int(cfg.vllm_memory * 2**30),
         )
     else:

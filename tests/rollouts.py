@@ -1,8 +1,8 @@
 """
 What vLLM writes on the CPU, in a process of its own; test_rollouts.py starts it with forks.py.
 
-    rollouts.py caching MODEL OUT    an engine that shares prompts, as lad.py starts it, beside one
-                                     that does not
+    rollouts.py caching MODEL OUT    engines that share prompts, as lad.py and as eval.py start
+                                     them, beside one that does not
     rollouts.py stops MODEL OUT      how responses end
 """
 
@@ -19,6 +19,7 @@ from harness import ranks
 BLOCK = 32  # tokens of the key-value cache that are shared as one
 BLOCKS = 48  # of the cache: too few for all, so that requests are put off and begun anew
 LENGTHS = [1, 2, 30, 31, 32, 33, 34, 50, 63, 64, 65, 66, 95, 96, 97, 100]  # of prompts
+CUT = 64  # tokens computed at once, so that long prompts are computed in parts
 LONGEST = 24  # tokens of a response
 SYNCS = 3
 
@@ -94,36 +95,43 @@ def distance(samples, others):
 
 
 def caching(folder, out, cfg, device):
-    shared = lad.start_vllm(cfg, folder, device, num_gpu_blocks_override=BLOCKS)
+    few = dict(num_gpu_blocks_override=BLOCKS, max_num_seqs=CUT)
+    trains = lad.start_vllm(cfg, folder, device, max_num_batched_tokens=CUT, **few)
+    evaluates = lad.start_vllm(cfg, folder, device, enable_chunked_prefill=False, **few)
     options = dict(enable_prefix_caching=False, block_size=128)
     longest = max(LENGTHS) + LONGEST + 1  # it reads whole responses, and must write one token
     plain = lad.start_vllm(cfg, folder, device, max_model_len=longest, **options)
     model = lad.build_model(folder, cfg, device)
     prompts = make_prompts(model.config.vocab_size)
-    preempted = count_preemptions(shared)
+    preempted = {id(llm): count_preemptions(llm) for llm in (trains, evaluates)}
 
     report = []
     for sync in range(SYNCS):
         # Other weights than before, so that what the cache kept of those is wrong
         for p in model.parameters():
             p.data.mul_(1 + 0.1 * sync)
-        seeded = sync > 0
-        with lad.awake(shared, model, device):
-            samples, cached = respond(shared, prompts, seeded)
-        with lad.awake(shared, model, device):
-            again, _ = respond(shared, prompts, seeded)
-        with lad.awake(plain, model, device):
-            in_plain = read(plain, samples)
-        lad.score_samples(model, "old", samples, cfg, device)
-        report.append(
-            dict(
-                plain=distance(samples, in_plain),
-                trainer=distance(samples, [s["old"] for s in samples]),
-                cached=cached,
-                repeats=[s["tokens"] for s in samples] == [s["tokens"] for s in again],
-                preempted=len(preempted),
+        for llm, seeded in ((trains, False), (evaluates, True)):
+            with lad.awake(llm, model, device):
+                samples, cached = respond(llm, prompts, seeded)
+            with lad.awake(llm, model, device):
+                again, _ = respond(llm, prompts, seeded)
+            # In reverse, so that what is left in the cache is what is asked for first
+            with lad.awake(llm, model, device):
+                reverse, _ = respond(llm, prompts[::-1], seeded)
+            both = samples + reverse
+            with lad.awake(plain, model, device):
+                in_plain = read(plain, both)
+            lad.score_samples(model, "old", both, cfg, device)
+            report.append(
+                dict(
+                    seeded=seeded,
+                    plain=distance(both, in_plain),
+                    trainer=distance(both, [s["old"] for s in both]),
+                    cached=cached,
+                    repeats=[s["tokens"] for s in samples] == [s["tokens"] for s in again],
+                    preempted=len(preempted[id(llm)]),
+                )
             )
-        )
     torch.save(report, out)
 
 

@@ -400,7 +400,8 @@ def test_a_reward_that_fails_on_its_first_row_ends_the_run_before_the_model(fork
     out = make24 / "never"
     printed = forks.run("lad.py", *flags, "--reward", f"{path}:own", "--out", out, code=2)
     [error] = [line for line in printed.splitlines() if ": error: " in line]
-    assert "crashed: KeyError 'answer' (wrong.py, line 2)" in error and not out.exists()
+    assert "crashed: KeyError 'answer' (wrong.py, line 2)" in error
+    assert not (out / "config.toml").exists()  # no run has begun
 
 
 def test_an_evaluation(forks, make24, tmp_path):
