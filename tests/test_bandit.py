@@ -13,6 +13,7 @@ import lad
 
 ETA, K = 0.5, 1000
 SMOOTH = ["js", "hd", "kl", "rkl", "jf", "kl_c", "rkl_c"]
+QUICK = ["lad js", "lad kl", "grpo", "grpo unclipped", "dr_grpo", "lad_anchor", "flowrl"]
 FIXED, EVERY_K, EVERY_STEP = range(3)  # exact; + bandit.EXACT: sampled
 
 
@@ -20,16 +21,24 @@ def tv(a, b):
     return 0.5 * (a - b).abs().sum().item()
 
 
-@pytest.fixture(scope="module")
-def learned():
-    """{label: [REGIMES, ARMS]} after the whole 4,000 steps, pi_old refreshed every 1,000 in "every
-    k": four times over."""
+def learn(is_wanted):
+    """{label: [REGIMES, ARMS]} of the rows that are wanted, after the whole 4,000 steps, pi_old
+    refreshed every 1,000 in "every k": four times over."""
     torch.set_num_threads(1)
     names = ["lad", "grpo", "lad_anchor", "dr_grpo", "flowrl", "gflowrl", "oapl", "cispo"]
-    rows = bandit.make_rows(ETA, names)
-    return {
-        row.label: pi for row, pi in zip(rows, bandit.train(rows, 0, K, bandit.STEPS), strict=False)
-    }
+    rows = [row for row in bandit.make_rows(ETA, names) if is_wanted(row.label)]
+    found = bandit.train(rows, 0, K, bandit.STEPS)
+    return {row.label: pi for row, pi in zip(rows, found, strict=True)}
+
+
+@pytest.fixture(scope="module")
+def learned():
+    return learn(QUICK.__contains__)
+
+
+@pytest.fixture(scope="module")
+def learned_slowly():
+    return learn(lambda label: label not in QUICK)
 
 
 def softmax_of_A(eta, landscape=bandit.OURS):
@@ -70,6 +79,7 @@ def test_the_authors_landscape():
     torch.testing.assert_close(bandit.target(1.0, author), goal, rtol=1e-4, atol=0)
 
 
+@pytest.mark.slow
 def test_lad_ends_at_the_authors_target_too():
     """Exact and from 32 samples a step while pi_old stays; not where it is refreshed."""
     author = bandit.LANDSCAPES["author"]
@@ -82,8 +92,18 @@ def test_lad_ends_at_the_authors_target_too():
     assert bandit.entropy(learned[EVERY_STEP]) < bandit.entropy(goal) - 1
 
 
-@pytest.mark.parametrize("name", SMOOTH)
-def test_lad_with_a_fixed_behaviour_policy_ends_at_the_target(learned, name):
+def generators():
+    """pytest's parameters (name, the fixture that has learned it)."""
+    for name in SMOOTH:
+        if f"lad {name}" in QUICK:
+            yield pytest.param(name, "learned", id=name)
+        else:
+            yield pytest.param(name, "learned_slowly", id=name, marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("name,fixture", generators())
+def test_lad_with_a_fixed_behaviour_policy_ends_at_the_target(name, fixture, request):
+    learned = request.getfixturevalue(fixture)
     goal = softmax_of_A(ETA)
     exact, sampled = learned[f"lad {name}"][FIXED], learned[f"lad {name}"][FIXED + bandit.EXACT]
     assert tv(exact, goal) < 0.02 and tv(sampled, goal) < 0.05
@@ -91,10 +111,11 @@ def test_lad_with_a_fixed_behaviour_policy_ends_at_the_target(learned, name):
         assert ((bandit.mode_masses(pi) / bandit.mode_masses(goal) - 1).abs() < 0.1).all()
 
 
-@pytest.mark.parametrize("name", SMOOTH)
-def test_lad_compounds_when_the_behaviour_policy_is_refreshed(learned, name):
+@pytest.mark.parametrize("name,fixture", generators())
+def test_lad_compounds_when_the_behaviour_policy_is_refreshed(name, fixture, request):
     """Four refreshes, each used until converged, end at softmax(4 A/eta); a refresh at every step
     ends on one arm."""
+    learned = request.getfixturevalue(fixture)
     assert tv(learned[f"lad {name}"][EVERY_K], softmax_of_A(ETA / 4)) < 0.02
     for regime in (EVERY_STEP, EVERY_STEP + bandit.EXACT):
         assert bandit.entropy(learned[f"lad {name}"][regime]) < 0.2
@@ -131,26 +152,29 @@ def test_what_is_tied_to_the_reference_keeps_the_target(learned):
     )
 
 
-def test_oapl_is_lads_fixed_point_and_compounds_too(learned):
+@pytest.mark.slow
+def test_oapl_is_lads_fixed_point_and_compounds_too(learned_slowly):
     goal = softmax_of_A(ETA)
-    assert tv(learned["oapl"][FIXED], goal) < 0.02
-    assert tv(learned["oapl"][FIXED + bandit.EXACT], goal) < 0.05
-    assert bandit.entropy(learned["oapl"][EVERY_STEP]) < 0.2
+    assert tv(learned_slowly["oapl"][FIXED], goal) < 0.02
+    assert tv(learned_slowly["oapl"][FIXED + bandit.EXACT], goal) < 0.05
+    assert bandit.entropy(learned_slowly["oapl"][EVERY_STEP]) < 0.2
 
 
-def test_gflowrl_keeps_the_target_without_a_head(learned):
+@pytest.mark.slow
+def test_gflowrl_keeps_the_target_without_a_head(learned_slowly):
     """Where pi_old is refreshed its clipped gap is walked off step by step."""
     goal = softmax_of_A(ETA)
-    assert tv(learned["gflowrl"][EVERY_STEP], goal) < 0.02
-    assert bandit.verdict(learned["gflowrl"][EVERY_STEP + bandit.EXACT], goal) == "="
+    assert tv(learned_slowly["gflowrl"][EVERY_STEP], goal) < 0.02
+    assert bandit.verdict(learned_slowly["gflowrl"][EVERY_STEP + bandit.EXACT], goal) == "="
 
 
-def test_cispo_goes_on_where_grpo_stands_still(learned):
+@pytest.mark.slow
+def test_cispo_goes_on_where_grpo_stands_still(learned_slowly):
     """Its weight is cut, not its gradient: while pi_old stays it leaves GRPO's clip behind, and
     refreshed it collapses."""
-    ratio = learned["cispo"][FIXED] * bandit.ARMS
-    assert ratio.max() > 5 and bandit.entropy(learned["cispo"][FIXED]) > 1
-    assert bandit.entropy(learned["cispo"][EVERY_STEP]) < 0.2
+    ratio = learned_slowly["cispo"][FIXED] * bandit.ARMS
+    assert ratio.max() > 5 and bandit.entropy(learned_slowly["cispo"][FIXED]) > 1
+    assert bandit.entropy(learned_slowly["cispo"][EVERY_STEP]) < 0.2
 
 
 # Groups of 0/1 rewards
@@ -413,6 +437,7 @@ def test_some_objectives_of_all(tmp_path, capsys, monkeypatch):
     assert {p.name for p in tmp_path.iterdir()} == {"bandit.png", "bandit-author.png"}
 
 
+@pytest.mark.slow
 def test_needs_neither_vllm_nor_a_gpu(tmp_path):
     code = (
         f"import sys, bandit; bandit.main(['--masses', '--out', {str(tmp_path)!r}]); "

@@ -196,6 +196,7 @@ def check(text, tables):
     return {t["table"]: t for t in tables}
 
 
+@pytest.mark.slow
 def test_tables_without_vllm(run, tmp_path):
     text = run(
         "head",

@@ -486,6 +486,7 @@ def test_reasons(pool, name, row):
     assert pool.reasons == [reason]
 
 
+@pytest.mark.slow
 def test_the_tests_have_all_the_time_there_is():
     """The time of a call is not that of all calls: their own box is not ended by it. On a slow
     machine the reference of a right program takes longer than one call may."""

@@ -224,6 +224,7 @@ ROWS = [
 ]
 
 
+@pytest.mark.slow
 def test_another_question_under_the_same_name_is_asked(forks, random_model, tmp_path):
     model = tmp_path / "model"
     shutil.copytree(random_model, model)

@@ -196,6 +196,7 @@ def test_windows_and_scales_matter_in_these_models(folder):
 # ==== 3. vLLM, and the folder that is left ======================================================
 
 
+@pytest.mark.slow
 def test_cwm_trains_and_is_exported_beside_vllms_own_copy_of_its_class(forks, folder, tmp_path):
     """vLLM serves it by transformers' class, which it patches in this process: the trainer's model
     and the exported one are built of the same class. fade-code-32b's architecture."""

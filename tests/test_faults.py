@@ -466,6 +466,7 @@ def rows(path, n, **fields):
     return path
 
 
+@pytest.mark.slow
 def test_failed_verifications_stop_the_run_with_state_saved(runs, broken, tmp_path, monkeypatch):
     """Every worker dies on every item from the third batch on: two steps are trained and saved, the
     third is not, and the message says why. Mended, the run goes on."""

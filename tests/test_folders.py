@@ -83,6 +83,7 @@ def test_what_is_no_checkpoint_stays_and_does_not_count(forks, run, copy):
     assert deterministic(metrics(copy)) == deterministic(metrics(run))
 
 
+@pytest.mark.slow
 def test_a_rotation_that_was_killed_is_finished_by_a_resume(forks, run, copy):
     """After the last step, where no other save comes."""
     folder = copy / "checkpoints"
@@ -103,6 +104,7 @@ def test_a_fresh_run_moves_older_checkpoints_aside(forks, copy, tmp_path):
     assert names(aside) == ["step_3", "step_50"]
 
 
+@pytest.mark.slow
 def test_resume_into_another_folder(forks, run, copy, tmp_path):
     """The other run goes on as the first one did, with the log so far; the first stays."""
     shutil.rmtree(copy / "checkpoints/step_4")

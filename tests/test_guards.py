@@ -212,7 +212,11 @@ def test_a_run_without_a_step_stops_and_can_be_resumed(forks, tiny, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "when", ["n % 2", "n not in (5, 6)"], ids=["one in a batch", "two batches, twice"]
+    "when",
+    [
+        pytest.param("n % 2", id="one in a batch"),
+        pytest.param("n not in (5, 6)", id="two batches, twice", marks=pytest.mark.slow),
+    ],
 )
 def test_a_run_with_a_step_now_and_then_goes_on(forks, tmp_path, when):
     """No three batches in a row without a step: one gradient of each batch is finite, or the third

@@ -84,7 +84,7 @@ def one_line_error(printed):
 PUZZLES = ["--data", "org/puzzles", "--eval_data", "org/puzzles"]
 
 
-def test_downloaded_once_then_found_again_online_offline_and_without_a_hub(hub, tmp_path):
+def test_downloaded_once_then_found_again(hub, tmp_path):
     env = hub.env(tmp_path / "home")
     printed = start(env, PUZZLES)
     assert f"folder {tmp_path}/home/hub/" in printed and "rows 256 128" in printed
@@ -101,13 +101,18 @@ def test_downloaded_once_then_found_again_online_offline_and_without_a_hub(hub, 
     assert "rows 256 128" in start(env, PUZZLES)
     assert hub.requests and not hub.downloads()
 
+
+@pytest.mark.slow
+def test_found_again_offline_and_without_a_hub(hub, tmp_path):
+    env = hub.env(tmp_path / "home")
+    start(env, PUZZLES)
     hub.forget()
     assert "rows 256 128" in start(env | {"HF_HUB_OFFLINE": "1"}, PUZZLES)
     assert not hub.requests
 
-    assert f"folder {tmp_path}/home/hub/" in start(
-        env | {"HF_ENDPOINT": "http://127.0.0.1:9"}, []
-    )  # nobody listens there
+    # Nobody listens at this port
+    gone = env | {"HF_ENDPOINT": "http://127.0.0.1:9"}
+    assert f"folder {tmp_path}/home/hub/" in start(gone, [])
 
 
 @pytest.mark.slow
@@ -186,6 +191,7 @@ def test_broken_download_goes_on_where_it_broke(hub, tmp_path):
     assert starts_at() == [0] and len(hub.downloads()) == 1
 
 
+@pytest.mark.slow
 def test_a_whole_run_on_two_ranks_then_eval(hub, tmp_path):
     """The commands as users give them: weights and data by name, one download for both ranks."""
     env = hub.env(tmp_path / "home")

@@ -358,6 +358,7 @@ def test_killed_and_resumed_equals_never_killed(forks, run, tmp_path):
             assert torch.equal(got[name], x), (folder, name)
 
 
+@pytest.mark.slow
 def test_two_ranks_train_and_one_goes_on(forks, tmp_path):
     """Rank 1: of a matrix A one process holds the only row, and its checkpoint is read by one."""
     out = tmp_path / "two"
@@ -378,6 +379,7 @@ def test_another_adapter_is_not_resumed(forks, run, flags):
     assert f"was trained with {flags[0][2:]} = " in line
 
 
+@pytest.mark.slow
 def test_flowrl_keeps_its_head_beside_the_adapter(forks, tmp_path):
     out = tmp_path / "flowrl"
     forks.run("lad.py", *SMALL, "--objective", "flowrl", "--steps", 1, "--out", out)

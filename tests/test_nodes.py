@@ -49,6 +49,7 @@ def ranks_of(*local_ranks):
     return found
 
 
+@pytest.mark.slow
 def test_one_rank_of_a_node_fetches_and_the_other_needs_no_hub(hub, tmp_path):  # noqa: F811
     first, second = ranks_of(0, 1)
     # The second rank's hub is a port where nobody listens

@@ -409,7 +409,12 @@ def test_generators_stay_finite_in_float32_at_extreme_advantages(name):
                 assert slope.item() == pytest.approx(want, rel=2e-3, abs=1e-5), (u, x)
 
 
-@pytest.mark.parametrize("name", ["kl", "rkl", "jf", "js", "hd", "kl_c", "rkl_c"])
+OTHERS = [
+    pytest.param(name, marks=pytest.mark.slow) for name in ("rkl", "jf", "hd", "kl_c", "rkl_c")
+]
+
+
+@pytest.mark.parametrize("name", ["js", "kl", *OTHERS])
 def test_lad_fixed_point_is_the_advantage_distribution(name):
     """With pi_old fixed and the expectation exact, E[e^u f(rho e^-u)] is minimal at pi = pi_old e^u
     / Z."""

@@ -271,6 +271,7 @@ KNOB = '    my_knob: int = knob(1, "of a fork", 1)\n\n    # data\n'
 ROW = 'OBJECTIVES["mine"] = Objective(grpo, needs=("ref",))\n\n\ndef advantages('
 
 
+@pytest.mark.slow
 def test_a_copy_of_lad_plans_with_its_own_knobs_and_objectives(tmp_path):
     """mine.py, with a knob and a row of its own: the row's reference is counted."""
     source = (ROOT / "lad.py").read_text()

@@ -188,6 +188,7 @@ def test_what_a_reward_has_started_ends_with_it(cases, tmp_path):
         time.sleep(0.01)
 
 
+@pytest.mark.slow
 def test_slow_imports_and_torch_do_not_count(tmp_path, monkeypatch):
     """An item has a second; importing took longer. GPUs are the trainer's, cores are shared."""
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")

@@ -3,11 +3,13 @@
 import json
 import shutil
 
+import pytest
 import torch
 
 import lad
 
 
+@pytest.mark.slow
 def test_shared_prompts_give_the_log_probs_of_prompts_computed_for_each(
     forks, random_model, tmp_path
 ):

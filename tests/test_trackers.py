@@ -265,6 +265,7 @@ SAYS = {
 }
 
 
+@pytest.mark.slow
 def test_a_failing_tracker_changes_nothing_of_a_run(forks, fake, tmp_path):
     """Nor its metrics, nor its exit code; who hangs at the end is ended."""
     place = fake["PYTHONPATH"].split(os.pathsep)[0]

@@ -99,8 +99,15 @@ def test_gradient_is_that_of_the_loss_written_plainly(gradients, random_model):
         assert distance(got, want) < 1e-5, objective
 
 
-@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
-@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize(
+    "ranks,tied",
+    [
+        pytest.param(1, False, id="1-untied"),
+        pytest.param(2, True, id="2-tied"),
+        pytest.param(1, True, id="1-tied", marks=pytest.mark.slow),
+        pytest.param(2, False, id="2-untied", marks=pytest.mark.slow),
+    ],
+)
 def test_vllm_and_trainer_agree_after_every_sync(forks, random_model, tiny, tmp_path, ranks, tied):
     """Same tokens, same weights, temperature 0.8, fp32: log-probs within 1e-3 after each of three
     syncs. (vLLM's CPU build keeps a packed copy of a tied head, which its reload_weights forgets:
