@@ -52,6 +52,7 @@ from harness.math_answers import (  # noqa: E402
     load_library,
     plain,
     same,
+    same_number,
     squash,
     tidy,
 )
@@ -98,9 +99,7 @@ def math_judge(response, answer, style="boxed", quick=False):
         return 0.0, "too long"
     # In the caller: short plain numbers only
     if quick:
-        pred = pred if len(pred) > 60 else tidy(pred).removesuffix("\\text{dollar}")
-        if len(pred) > 60 or not plain(pred) or not all(map(plain, golds)):
-            return None
+        return by_numbers(pred, golds)
 
     # Right where it is one of the truths
     pred = tidy(pred)
@@ -114,6 +113,19 @@ def math_judge(response, answer, style="boxed", quick=False):
     # a wrong answer where any of the truths could be read
     all_unjudged = len(reasons) == len(golds)
     return 0.0, reasons[0] if all_unjudged else ""
+
+
+def by_numbers(pred, golds):
+    """(reward, reason) of a short plain number, where all truths are plain numbers too; else None.
+    It says what `same` would."""
+    if len(pred) > 60:
+        return None
+    number = plain(tidy(pred).removesuffix("\\text{dollar}"))
+    truths = [plain(gold) for gold in golds]
+    if not number or not all(truths):
+        return None
+    right = any(same_number(truth, number) for truth in truths)
+    return float(right), ""
 
 
 def judge(kind, response, truth, sandbox=None, timeout=None, quick=False):

@@ -66,7 +66,8 @@ def last_box(text):
 
 
 MARKS = r"(?:[*_`~\s]|</?\w+>)*"  # bold, italics, code
-ANSWER_LINE = re.compile(rf"(?i)(?<![A-Za-z\d])answer{MARKS}[:：][ \t]*")
+# What may not stand before it is looked at where it is found: a third of the time
+ANSWER_LINE = re.compile(rf"(?i)answer(?<![A-Za-z\d]answer){MARKS}[:：][ \t]*")
 # Lines that enclose a formula, and what else says nothing by itself
 EMPTY_LINE = re.compile(
     r"\s*(?:\$\$?|\\\[|\\\]|[`~]{3,}\w*|-{3,}|\\(?:begin|end)\{[a-z]+\*?\}|</?[A-Za-z]+>)\s*"
@@ -75,7 +76,10 @@ EMPTY_LINE = re.compile(
 EXPONENT = r"(?:(?:\^|\*\*)\s*\{?\s*[-−]?\d+\s*\}?|[⁻]?[⁰¹²³⁴-⁹]+)"
 POWER_OF_TEN = rf"(?:\s*(?:\\times|\\cdot|[×·⋅*xX])\s*10\s*{EXPONENT})?"
 VULGAR = "½⅓⅔¼¾⅕⅖⅗⅘⅙⅚⅛⅜⅝⅞"
+# How a number begins: letters are passed over in half of the time
+BEGINS = rf"(?=[-−–\\.\d{VULGAR}])"
 LAST_NUMBER = re.compile(
+    rf"{BEGINS}"
     # not in the middle of a word, of an exponent or of a macro's braces, as in \frac{a}{2}
     r"(?<![\w.^])(?<!(?<!\\)\{)(?<!\^[-−])(?<!\^\{[-−])(?<![\w)]\*\*)"
     r"[-−–]?(?:"
@@ -100,8 +104,11 @@ def find_answer(response, style):
     if style == "answer":
         return answer_line(text)
     # The last number; what a macro encloses counts, its own numbers do not
+    text = WRAPPING.sub(" ", text)
+    if "{,}" in text or ",\\!" in text or not text.isascii():
+        text = GROUPED.sub("", text)
     found = ""
-    for match in LAST_NUMBER.finditer(GROUPED.sub("", WRAPPING.sub(" ", text))):
+    for match in LAST_NUMBER.finditer(text):
         found = match[0]
     # 1.5 x 10^3, where x is the sign
     found = re.sub(r"\s*[xX]\s*", "*", found)
@@ -341,10 +348,21 @@ TYPED = [
     ]
 ]
 LETTERS = re.compile(r"(?<![A-Za-z\\])[A-Za-z]{2}")
+# Numbers as they mostly are, which none of the rules changes
+TIDY_NUMBER = re.compile(
+    r"[+-]?(?:[0-9]+(?:,[0-9]{3})*(?:[./][0-9]+)?|\\frac\{[+-]?[0-9]+\}\{[+-]?[0-9]+\})"
+)
 
 
 def tidy(text):
     """One spelling for spacing, sizing, macros and text."""
+    if TIDY_NUMBER.fullmatch(text):
+        return text
+    return by_all_rules(text)
+
+
+def by_all_rules(text):
+    """The same by every rule, whatever the text: what the short way of `tidy` has to agree with."""
     # Characters, styles, texts, names, and then macros
     if not text.isascii():
         text = in_ascii(text)
@@ -494,10 +512,20 @@ FRACTION = re.compile(
 )
 
 
+INTEGER = re.compile(r"[+-]?[0-9]{1,100}")
+
+
 def plain(text):
     """(value, written as a decimal?, percent?) of an integer, decimal, fraction, mixed number,
     repeating decimal or a.b x 10^n; None of anything else. The value is a Fraction: nothing is
     rounded."""
+    if INTEGER.fullmatch(text):
+        return Fraction(int(text)), False, False
+    return by_all_forms(text)
+
+
+def by_all_forms(text):
+    """The same from every form: what the short way of `plain` has to agree with."""
     if len(text) > 1000:
         return None
     percent = text.endswith("%")
@@ -522,10 +550,10 @@ def decimal_value(match):
     if not match or not re.search(r"\d", match[2] + (match[3] or "")):
         return None
     whole = re.sub("[ ,]", "", match[2]) or "0"
-    exponent = match[4] or match[5] or "0"
-    value = Fraction(whole + (match[3] or "").rstrip(".")) * Fraction(10) ** int(
-        exponent.strip("{}")
-    )
+    exponent = match[4] or match[5]
+    value = Fraction(whole + (match[3] or "").rstrip("."))
+    if exponent:
+        value *= Fraction(10) ** int(exponent.strip("{}"))
     decimal = bool(match[3] or match[4] or match[5])
     return (-value if match[1] == "-" else value), decimal
 

@@ -27,6 +27,7 @@ README = PAGES["README.md"]
 PROGRAMS = [
     "lad.py",
     "eval.py",
+    "verify.py",
     "bandit.py",
     "tools/bench.py",
     "tools/study.py",

@@ -158,7 +158,7 @@ READERS = {
 
 @pytest.mark.parametrize("name", READERS)
 def test_ways_to_read_and_to_write(pool, name):
-    """lighteval 1255, NeMo Gym 2824 and 2956, USACO 5."""
+    """lighteval 1255, NeMo Gym 2508 and 2824."""
     row = stdin_row("1\n2\n3\n", "6\n")
     assert pool.score([("code", code(READERS[name]), row)]) == [1.0]
     assert pool.score([("code", code(READERS[name]), stdin_row("1\n2\n3\n", "7\n"))]) == [0.0]
