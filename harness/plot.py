@@ -5,6 +5,8 @@ Pictures of runs, from their metrics.jsonl.
     python harness/plot.py runs/tiny-grpo-s0 runs/tiny-lad-s0 --out a.png     # several in one
 """
 
+import contextlib
+import json
 import sys
 from pathlib import Path
 
@@ -28,10 +30,18 @@ STYLES = ("-", "--", ":")  # of the metrics in a panel, where the colour is the 
 # ==== 1. Reading ================================================================================
 
 
+def read_log(path):
+    """The objects of a .jsonl file; lines that are blank, or torn by a kill, are left out."""
+    found = []
+    with open(path, encoding="utf-8", errors="replace") as file:
+        for line in file:
+            with contextlib.suppress(ValueError):
+                found.append(json.loads(line))
+    return [x for x in found if isinstance(x, dict) and "step" in x]
+
+
 def read(out):
     """(training lines, evaluation lines) of a run's log; none where it has none yet."""
-    from harness.tracking import read_log  # torch comes with it
-
     path = Path(out) / "metrics.jsonl"
     lines = read_log(path) if path.exists() else []
     train = [x for x in lines if "loss" in x]

@@ -7,7 +7,6 @@ checkpoints/ and hf/. Lines are appended and flushed at each step; a disk too fu
 the run.
 """
 
-import contextlib
 import dataclasses
 import json
 import math
@@ -23,7 +22,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from harness import checkpoint, trackers
+from harness import checkpoint, plot, trackers
 from harness.ranks import all_reduce, hold, print0, rank, world
 from harness.settings import die, one_line, replace, to_toml
 
@@ -111,18 +110,8 @@ def rewind(cfg, step):
         path = Path(cfg.out) / name
         if not path.exists():
             continue
-        kept = [json.dumps(x) + "\n" for x in read_log(path) if step and x["step"] <= step]
+        kept = [json.dumps(x) + "\n" for x in plot.read_log(path) if step and x["step"] <= step]
         replace(path, "".join(kept))
-
-
-def read_log(path):
-    """The objects of a .jsonl file; lines that are blank, or torn by a kill, are left out."""
-    found = []
-    with open(path, encoding="utf-8", errors="replace") as file:
-        for line in file:
-            with contextlib.suppress(ValueError):
-                found.append(json.loads(line))
-    return [x for x in found if isinstance(x, dict) and "step" in x]
 
 
 def append(cfg, name, **fields):
@@ -320,8 +309,6 @@ def refuse_gradients(cfg, step, batches):
 def report(cfg):
     """At the end of a run: its picture, and a table of the first and the last evaluation."""
     if rank() == 0:
-        from harness import plot
-
         plot.report(Path(cfg.out))
         trackers.finish()
 
