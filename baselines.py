@@ -387,7 +387,7 @@ def add_rows(objectives, Objective, grpo, ppo_clip, sum_in_sequence):
         "gflowrl",
         gflow_gap,
         partial(gflowrl, sum_in_sequence),
-        needs=("ref",),
+        needs=("ref", "drift"),
         local=False,
         of_sequences=True,
         learns_from_equal=True,

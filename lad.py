@@ -38,20 +38,44 @@ Run it:
         lad.py --config fade-code-32b --tensor_parallel 2
     python lad.py --help                                   # every knob
 
-Conventions. B prompts, G responses to each; N tokens of a packed row, R of them response tokens; H
-hidden, V vocabulary; S sequences. A "row" is a prompt with its verifiable truth, a "sample" one
-response, a dictionary that grows:
+One batch, as main() goes through it:
+
+    vLLM wakes with the policy's weights, writes G responses to each of B prompts, and sleeps;
+        their verification has begun, in processes of its own       collect, start_verification
+    log-probs under pi_old and the reference, where needed          score_samples
+    the verdicts come in: rewards, statistics, FADE's p and H       finish_verification, ..
+    advantages, group by group                                      set_advantages
+    for each pass (epochs) and each optimizer step (minibatches):
+        micro-batches, forward, loss, backward                      accumulate_gradient
+        clip and step                                               optimizer_step
+    a log line; now and then an evaluation and a checkpoint         tracking, evaluate, checkpoint
+
+Conventions. B prompts, G responses to each; N tokens of a packed line (the one long sequence that a
+forward computes), R of them response tokens; H hidden, V vocabulary; S responses in the line. A
+"row" of the data is a prompt with its verifiable truth, a "sample" one response, a dictionary that
+grows:
 
     tokens, behaviour, truncated    the rollout's: token ids, vLLM's log-probs, cut at max_tokens?
-    row, prompt, text               where it belongs, and what the verifier reads
-    lost                            its log-probs are not finite: scored, but never trained on
+    row, prompt, text               its row of the data, the row's prompt as token ids, and the
+                                    response as the verifier reads it
+    lost                            are some of vLLM's log-probs not finite?
     correct                         what the verifier said; over 0.5 it counts as solved
     reason                          what it said beside that: why it is 0, or ""
-    failed                          why it could not say: no success, no failure; in no statistic
+    failed                          why it could not say, or "": neither a success nor a failure
     reward                          what is trained on: correct, shaped
-    old, ref                        the trainer's log-probs under pi_old and the reference
+    old, ref                        the trainer's log-probs under pi_old and the reference; old only
+                                    where it differs from pi_theta (needs_old_logprobs)
     adv, scale                      its advantage (None: it has none), and the weight of its tokens
     mask                            only if you set it: a list of 0 and 1, which tokens are trained
+
+What becomes of a sample that is not whole:
+
+                                verified   in its group's mean and sd   trained on
+    failed (no verdict)            -                  no                   no
+    lost (no log-probs)           yes                 yes                  no
+    empty (no token)              yes                 yes                  no
+    truncated, overlong = mask    yes                 yes                  no
+    truncated, else               yes                 yes                  yes
 
 Log-probabilities are in nats, at the sampling temperature.
 """
@@ -157,7 +181,7 @@ class Config(baselines.Knobs):
     group: int = knob(8, "G, responses to a prompt", 2)
     max_tokens: int = knob(8192, "of a response", 1)
     temperature: float = knob(1.0, "of sampling, and of every log-prob", 1e-3, 10)
-    top_p: float = knob(1.0, "nucleus sampling, in evaluation alone: training needs 1", 1e-3, 1)
+    top_p: float = knob(1.0, "nucleus sampling: training needs 1, eval.py takes any", 1e-3, 1)
     tensor_parallel: int = knob(1, "ranks that share one vLLM engine", 1)
     vllm_memory: float = knob(0.6, "share of a GPU that vLLM may fill; on a CPU GiB of cache", 0.01)
     vllm_seqs: int = knob(256, "sequences that vLLM decodes at once", 1)
@@ -173,7 +197,9 @@ class Config(baselines.Knobs):
     dual_clip: float = knob(0.0, "PPO: cap over 1 of the ratio where A < 0 (verl: 3); 0: none", 0)
     eta: float = knob(0.25, "LAD: temperature of the target e^(A/eta); its authors' code has kappa "
                       "= 1/eta, 4 in the main runs", 1e-3)
-    divergence: str = knob("js", "LAD: generator f", of="kl rkl jf js hd tv kl_c rkl_c")
+    divergence: str = knob("js", "LAD: generator f; kl and rkl are centred (kl_c, rkl_c) where a "
+                          "token's weight depends on its response",
+                          of="kl rkl jf js hd tv kl_c rkl_c")
     alpha: float = knob(2.0, "power: focus on hard prompts, (1 - solve rate)^(alpha - 1)", 0)
     delta: float = knob(0.5, "asym: divides the weight of failures", 1e-3)
     fade_alpha_max: float = knob(3.0, "FADE: ceiling of alpha", 1)
@@ -308,7 +334,7 @@ def load_config(argv):
 
 def refuse_combinations(cfg, objective):
     """Leave with one line where an objective is asked for without what makes it that objective, or
-    a setting would be read by nothing."""
+    where one of the settings that change its meaning would be read by nothing."""
     # The ratio that the objective is defined with
     if objective.ratios and cfg.ratio not in objective.ratios:
         die(
@@ -481,9 +507,9 @@ def awake(llm, model, device):
 def generate(llm, cfg, prompt_ids, n, seed, logprobs=True, progress=False, seeds=None):
     """n responses to each prompt: lists of n samples {tokens, behaviour (log-probs), truncated}.
 
-    What vLLM samples from lives in this process: a seed makes each call reproducible, and a resumed
-    run needs no saved state. Ranks that share an engine share it. seeds, one for each prompt, are
-    needed on a GPU, where vLLM would draw them as requests happen to be scheduled.
+    vLLM draws from this process's random numbers: with a seed each call is reproducible, and a
+    resumed run needs no saved state. Ranks that share an engine give the same seed. seeds, one for
+    each prompt, are needed on a GPU, where the order of drawing is that of vLLM's schedule.
     """
     from transformers import set_seed
     from vllm import SamplingParams
@@ -528,20 +554,22 @@ def with_seed(params, seed):
     return params
 
 
-def rollout(llm, cfg, rows, n, step, use, logprobs=True):
-    """This rank's share of `rows`, and n samples for each of them.
+def rollout(llm, cfg, rows, n, step, salt, logprobs=True):
+    """This rank's share of `rows`, and n samples for each of them. salt: what the seed is made of
+    beside the step, a different one for each call in a step.
 
-    Rank r of W owns rows r, r + W, ..: the ranks' n-th shares together are the same rows for every
-    W. Ranks that share an engine hand it all their rows, with one seed.
+    Rank r of world() owns rows r, r + world(), ..: so the i-th minibatches of all ranks together
+    have the same prompts, however many ranks there are. Ranks that share an engine hand it all
+    their rows, with one seed.
     """
     # The rows of all ranks that share this engine
     first = rank() - rank() % cfg.tensor_parallel
     shares = [rows[r :: world()] for r in range(first, first + cfg.tensor_parallel)]
     prompt_ids = [row["prompt_ids"] for share in shares for row in share]
-    seed = zlib.crc32(f"{cfg.seed} {step} {use} {first}".encode())
+    seed = zlib.crc32(f"{cfg.seed} {step} {salt} {first}".encode())
     options = dict(logprobs=logprobs)
     if uses_cuda(cfg):
-        options.update(seeds=row_seeds(cfg, len(rows), first, step, use), progress=rank() == 0)
+        options.update(seeds=row_seeds(cfg, len(rows), first, step, salt), progress=rank() == 0)
     groups = generate(llm, cfg, prompt_ids, n, seed, **options)
 
     # Of what it wrote, this rank's part
@@ -551,13 +579,13 @@ def rollout(llm, cfg, rows, n, step, use, logprobs=True):
     return shares[mine], groups[start:end]
 
 
-def row_seeds(cfg, rows, first, step, use):
+def row_seeds(cfg, n_rows, first, step, salt):
     """The seed of each row that an engine is given, in the order of rollout(): by its place among
     the rows of all ranks, so that neither ranks nor vLLM's schedule change it."""
     seeds = []
     for r in range(first, first + cfg.tensor_parallel):
-        for place in range(r, rows, world()):
-            text = f"{cfg.seed} {step} {use} row {place}"
+        for place in range(r, n_rows, world()):
+            text = f"{cfg.seed} {step} {salt} row {place}"
             seeds.append(int.from_bytes(hashlib.sha256(text.encode()).digest()[:7]))
     return seeds
 
@@ -585,22 +613,22 @@ def check_agreement(cfg, step, kl):
 
 
 def describe(rows, groups, tokenizer):
-    """Add to fresh samples what the steps after this one ask for: row, prompt, text, lost."""
+    """Add to fresh samples what the steps after this one ask for: row, prompt, text, lost. HACK
+    HERE for a `mask` that is known from the tokens."""
     for row, group in zip(rows, groups, strict=True):
         texts = response_texts(tokenizer, row["prompt"], [s["tokens"] for s in group])
         for s, text in zip(group, texts, strict=True):
-            # where it belongs, and what is asked of it
             s["row"] = row
             s["prompt"] = row["prompt_ids"]
             s["text"] = text
-            # vLLM's log-probs can overflow. Such a sample is scored, but never trained on
+            # vLLM's log-probs can overflow. Such a sample is verified, but never trained on
             s["lost"] = not all(math.isfinite(x) for x in s["behaviour"])
             if s["lost"]:
                 s["behaviour"] = [0.0] * len(s["tokens"])
 
 
 def start_verification(verifier, samples, cfg):
-    """A future of [(score, reason)]: the verifier's processes work while this one goes on."""
+    """A future of [(correct, reason)]: the verifier's processes work while this one goes on."""
     kind = scored_by(cfg)
     return verifier.submit([(kind, s["text"], s["row"]["truth"]) for s in samples])
 
@@ -611,19 +639,20 @@ def scored_by(cfg):
 
 
 def finish_verification(samples, verdicts: Future, cfg):
-    """Wait for the verdicts and set each sample's `correct`, `failed` and `reward`."""
+    """Wait for the verdicts and set each sample's correct, reason, failed and reward."""
     for s, (correct, reason) in zip(samples, verdicts.result(), strict=True):
         s["correct"] = correct
         s["reason"] = reason
-        # A wrong answer is a 0 like any other. A worker that was lost, or its error, or a truth
-        # that cannot be read, is the verifier's failure: those reasons have a colon, or this name
+        # A wrong answer is a 0 like any other. A worker that died, or its error, or a truth that
+        # cannot be read, is the verifier's failure: those reasons have a colon, or this name
         is_failure = ":" in reason or reason == "truth unparsable"
         s["failed"] = reason if is_failure else ""
         s["reward"] = shaped_reward(s, cfg)
 
 
 def shaped_reward(sample, cfg):
-    """What is trained on: the verifier's score, and whatever else you add. HACK HERE."""
+    """What is trained on: the verifier's score, and whatever else you add. HACK HERE. (Groups are
+    still dropped and refilled by the verifier's score alone, see has_signal.)"""
     reward = sample["correct"]
     if cfg.overlong == "shape":
         reward -= overlong_penalty(len(sample["tokens"]), cfg)
@@ -659,7 +688,7 @@ def collect(llm, cfg, tokenizer, verifier, rows, position, step, lap):
     already and pending is None. refill draws until the ranks together have cfg.prompts groups,
     refill_rounds times at most.
     """
-    rounds = cfg.refill_rounds if cfg.zero_variance == "refill" else 1
+    rounds = cfg.refill_rounds if cfg.zero_variance == "refill" else 1  # of asking, at most
     groups, drawn = [], []
     for attempt in range(rounds):
         # Responses to the next prompts of the data
@@ -753,8 +782,8 @@ def grpo(r, cfg, state):
 
 
 def focal(r, correct, alpha, delta):
-    """A = (1 - solved)^(alpha - 1) (r - rbar), divided by delta where negative. solved is the share
-    of the prompt's responses that are correct: rbar, unless rewards are shaped."""
+    """A = (1 - solved)^(alpha - 1) (r - rbar), divided by delta where negative. solved is the mean
+    of what the verifier said of the prompt's responses: rbar, unless rewards are shaped."""
     unsolved = (1 - correct.mean(-1, keepdim=True)).clamp_min(0)
     focus = unsolved ** (alpha - 1)  # rare successes weigh more
     focus = torch.where(focus.isinf(), 1.0, focus)  # alpha < 1, all solved: 0 to a negative power
@@ -769,7 +798,8 @@ def fade(r, cfg, state):
 
 
 def power(r, cfg, state):
-    """FADE's first half: Power(alpha). Divided by sd it is F-GRPO (f_grpo), which was first."""
+    """FADE's first half: Power(alpha). Of rewards 0 and 1, divided by sd, it is F-GRPO (f_grpo),
+    which was first."""
     return focal(r, state.get("correct", r), cfg.alpha, 1.0)
 
 
@@ -847,17 +877,19 @@ def ppo_clip(log_ratio, adv, cfg, t):
 
 
 def lad(log_ratio, adv, cfg, t):
-    """e^u f(z), z = rho e^(-u), u = A/eta: pulls the ratio to e^u, where PPO would push it up or
-    down without end. Its gradient with respect to log rho is rho f'(z)."""
+    """e^u f(z), z = rho e^(-u), u = A/eta: pulls the ratio to e^u, where a policy gradient would
+    push it on and on, and PPO as far as its clip. Its gradient with respect to log rho is
+    rho f'(z)."""
     u = (adv / cfg.eta).clamp(-60, 60)  # fp32 ends at e^88; e^60 is all of any group's mass
     loss = f_divergence(generator(cfg), log_ratio - u, log_ratio, u)
     return loss, torch.zeros_like(u, dtype=torch.bool)  # nothing is clipped
 
 
 def generator(cfg):
-    """The name of f. kl and rkl carry f'(1) (z - 1), whose mean is 0 only where a token's weight
-    does not depend on the response that it is of. Where it does they are centred (see
-    f_divergence), or that term would be a drift, in length for example, as large as a gradient."""
+    """The name of f. kl and rkl carry f'(1) (z - 1), whose gradient has mean 0 only where a token's
+    weight does not depend on the response that it is of. Where it does they are taken centred, as
+    kl_c and rkl_c, or that term would be a drift, in length for example, as large as a gradient.
+    (A `mask` of your own that depends on the response is such a case: ask for kl_c or rkl_c.)"""
     by_length = cfg.ratio == "mean" or (cfg.ratio == "token" and cfg.aggregation == "sequence")
     chosen = cfg.overlong == "mask" or cfg.zero_variance != "keep"
     if cfg.divergence in ("kl", "rkl") and (by_length or chosen):
@@ -882,7 +914,8 @@ def f_divergence(name, log_z, log_ratio, u):
         return ((0.5 * log_ratio).exp() - (0.5 * u).exp()) ** 2
     if name == "tv":  # f(z) = |z - 1|
         return (rho - e_u).abs()
-    # f'(1) (z - 1) is 0 in expectation under pi_old. Without it f'(1) = 0: less variance
+    # The gradient of f'(1) (z - 1) is 0 in expectation under pi_old. Without that term f'(1) = 0:
+    # less variance
     if name == "kl_c":  # f(z) = z log z - (z - 1)
         return rho * (log_z - 1) + e_u
     if name == "rkl_c":  # f(z) = -log z + (z - 1)
@@ -896,7 +929,8 @@ def log_mean(log_z):
 
 
 def lad_weight(adv, cfg):
-    """W(A) = -f'(e^(-A/eta)): at rho = 1 LAD is a policy gradient with this in place of A."""
+    """W(A) = -f'(e^(-A/eta)): at rho = 1 LAD is a policy gradient with this in place of A. Where A
+    does not come from rewards but is computed here; policy_weights() is the same for any row."""
     log_ratio = torch.zeros_like(adv, requires_grad=True)
     loss, _ = lad(log_ratio, adv, cfg, {})
     return -torch.autograd.grad(loss.sum(), log_ratio)[0]
@@ -910,7 +944,7 @@ def lad_anchor(r, cfg, state):
 
 def sum_in_sequence(x, seq):
     """The sum over each sequence, at each of its tokens: of x packed [R] with seq [R] naming the
-    sequence, or padded [B,T] (seq None)."""
+    sequence, or padded [S,T] (seq None)."""
     if seq is None:
         return x.sum(-1, keepdim=True).expand_as(x)
     return torch.zeros_like(x).index_add(0, seq, x).index_select(0, seq)
@@ -924,8 +958,8 @@ class Objective:
     advantage: callable
     # (log_ratio, A, cfg, t) -> (loss of each token, whether it is clipped), as described above
     loss: callable = ppo_clip
-    # "ref": log-probs of the reference, and in state["drift"] [B,G] the log pi_old(y|x) -
-    # log pi_ref(y|x) of whole responses. "log_z": a learned head
+    # "ref": log-probs of the reference. "drift", beside it: in state["drift"] [B,G] the
+    # log pi_old(y|x) - log pi_ref(y|x) of whole responses. "log_z": a learned head
     needs: tuple = ()
     # does a token's loss depend on no other token's? Then its gradient is known with its log-prob
     local: bool = True
@@ -943,7 +977,7 @@ OBJECTIVES = {
     "grpo": Objective(grpo),
     # LAD pulls the ratio to e^u even where A = 0: back to 1, once an update has moved it
     "lad": Objective(grpo, lad, learns_from_equal=True),
-    "lad_anchor": Objective(lad_anchor, needs=("ref",), learns_from_equal=True),
+    "lad_anchor": Objective(lad_anchor, needs=("ref", "drift"), learns_from_equal=True),
     "fade": Objective(fade),
     "power": Objective(power),
     "asym": Objective(asym),
@@ -955,9 +989,9 @@ baselines.add_rows(OBJECTIVES, Objective, grpo, ppo_clip, sum_in_sequence)
 
 
 def advantages(name, rewards, cfg, state):
-    """Advantages [B,G] of the rewards [B,G] of B groups. `state` is new_state()'s; with
-    correct [B,G], what the verifier said, where rewards are shaped, and drift [B,G] where the
-    objective needs a reference."""
+    """Advantages [B,G] of the rewards [B,G] of B groups (or [B,n], where the verifier failed on
+    other responses). `state` is new_state()'s p, H and H*, with correct [B,G], what the verifier
+    said (without it: the rewards), and drift [B,G] where the objective needs it."""
     return OBJECTIVES[name].advantage(rewards, cfg, state)
 
 
@@ -965,7 +999,7 @@ def policy_loss(name, logp, old_logp, adv, mask, cfg, seq=None, **more):
     """(loss of each token, info to be logged); token_scale() has the denominators.
 
     logp, old_logp and mask are packed [R] with `seq` [R] naming each token's sequence, or padded
-    [B,T]; adv has the same shape, or [B] for the latter. `more`: entropy, ref, log_z, where the
+    [S,T]; adv has the same shape, or [S] for the latter. `more`: entropy, ref, log_z, where the
     objective needs them. Masked tokens get 0. With ratio = "sequence" or "mean" every token of a
     sequence carries the sequence's loss, so that aggregation "sequence" is the mean of
     E_y [loss(y)].
@@ -977,17 +1011,17 @@ def policy_loss(name, logp, old_logp, adv, mask, cfg, seq=None, **more):
     # The likelihood ratio
     mask = mask.to(logp)
     log_ratio = (logp - old_logp) * mask
-    bounded = log_ratio.clamp(-20, 20)  # e^20 is a broken run already; inf would hide which
+    bounded = log_ratio.clamp(-20, 20)  # e^20 is a broken run already; inf would spoil its log
     if cfg.ratio != "token":
         log_ratio = sum_in_sequence(log_ratio, seq)
         if cfg.ratio == "mean":  # of the logarithms: (pi_theta/pi_old)^(1/T), as GSPO takes it
             log_ratio = log_ratio / sum_in_sequence(mask, seq).clamp_min(1)
-        # 8,192 tokens get there at 0.0024 nats each: bound the value, and keep its pull
+        # 8,192 tokens get there at 0.0024 nats each: bound the value, and keep its gradient
         bounded = log_ratio + (log_ratio.clamp(-20, 20) - log_ratio).detach()
 
     # The objective's own loss
-    tokens = dict(more, logp=logp, old=old_logp, mask=mask, seq=seq)
-    loss, clipped = OBJECTIVES[name].loss(bounded, adv.expand_as(logp), cfg, tokens)
+    t = dict(more, logp=logp, old=old_logp, mask=mask, seq=seq)
+    loss, clipped = OBJECTIVES[name].loss(bounded, adv.expand_as(logp), cfg, t)
     info = {"ratio": (bounded.exp() * mask).detach(), "clipped": clipped * mask}
     return loss * mask, info
 
@@ -1008,9 +1042,9 @@ def token_scale(cfg, length, total_tokens, total_sequences):
 
 def k3(logp, ref_logp):
     """Schulman's estimate of KL(pi_theta || pi_ref) at sampled tokens: e^d - 1 - d, d = log pi_ref
-    - log pi_theta. Its value is unbiased. As a loss at pi_theta = pi_old, here and in TRL and verl,
-    its gradient is, for each token given its beginning, that of the other direction, KL(pi_ref ||
-    pi_theta)."""
+    - log pi_theta. Its value is unbiased. As a loss at pi_theta = pi_old, here and in TRL and verl
+    (without an importance weight), its gradient is, for each token given what is before it, that of
+    the other direction, KL(pi_ref || pi_theta)."""
     d = (ref_logp - logp).clamp(-20, 20)
     return d.expm1() - d
 
@@ -1028,8 +1062,8 @@ def policy_weights(name, adv, cfg):
 
 
 # ==== 5. Fused log-prob =========================================================================
-# The logits of N tokens over V words are the largest tensor there is. Here they exist for one chunk
-# of tokens at a time, in the forward and in the backward.
+# The logits of R tokens over V words are the largest tensor there is. Here they exist for one chunk
+# of C tokens at a time, in the forward and in the backward.
 
 
 def matmul_fp32(a, b):
@@ -1055,7 +1089,8 @@ def logits_to_logp(logits, targets, temperature):
 
 
 def logp_to_dlogits(logits, targets, temperature, lse, entropy, dlogp, dentropy=None):
-    """d logits [C,V] = (dlogp (onehot - p) - dentropy p (log p + entropy)) / temperature."""
+    """d logits [C,V] = (dlogp (onehot - p) - dentropy p (log p + entropy)) / temperature. No loss
+    here has a gradient through the entropy; yours may."""
     logp = (logits / temperature).sub_(lse[:, None])
     if dentropy is None:
         d = logp.exp_().mul_(-dlogp[:, None])
@@ -1067,10 +1102,10 @@ def logp_to_dlogits(logits, targets, temperature, lse, entropy, dlogp, dentropy=
 
 
 class FusedLogprob(torch.autograd.Function):
-    """2 NHV flops for the logits and 4 NHV for the two gradients.
+    """2 RHV flops for the logits and 4 RHV for the two gradients.
 
     Where `gradient` can tell a token's d loss / d logp as soon as its logp is there, both gradients
-    are formed at once, in the forward: 6 NHV. Else the backward forms the logits again: 8 NHV.
+    are formed at once, in the forward: 6 RHV. Else the backward forms the logits again: 8 RHV.
     """
 
     @staticmethod
@@ -1094,7 +1129,7 @@ class FusedLogprob(torch.autograd.Function):
                 d = logp_to_dlogits(logits, targets[part], temperature, lse, entropy, dlogp)
                 add_gradients(grads, part, d, hidden, weight)
                 del d  # [C,V]: not to stand beside the next chunk's logits
-        logp, entropy, lse = torch.cat(logps), torch.cat(entropies), torch.cat(lses)  # [N]
+        logp, entropy, lse = torch.cat(logps), torch.cat(entropies), torch.cat(lses)  # [R]
 
         # For the backward: the gradients themselves, or what they can be made of
         if ctx.early:
@@ -1144,8 +1179,8 @@ def add_gradients(grads, part, dlogits, hidden, weight):
 
 
 def fused_logprob(hidden, weight, targets, temperature=1.0, chunk=4096, gradient=None):
-    """(log-prob [N], entropy [N]) in fp32 of targets [N] under
-    softmax(hidden [N,H] @ weight [V,H]^T / temperature).
+    """(log-prob [R], entropy [R]) in fp32 of targets [R] under
+    softmax(hidden [R,H] @ weight [V,H]^T / temperature).
 
     Memory beyond inputs and gradients: chunk x V logits in fp32, and one copy of the weight's
     gradient in fp32. gradient(part, logp [C], entropy [C]) -> d loss / d logp [C] of the tokens in
@@ -1156,7 +1191,7 @@ def fused_logprob(hidden, weight, targets, temperature=1.0, chunk=4096, gradient
 
 
 def naive_logprob(hidden, weight, targets, temperature=1.0):
-    """The twin that fused_logprob is tested against: the same from whole logits [N,V]."""
+    """The twin that fused_logprob is tested against: the same from whole logits [R,V]."""
     dtype = torch.promote_types(hidden.dtype, torch.float32)
     logits = hidden.to(dtype) @ weight.to(dtype).t() / temperature
     logp = torch.log_softmax(logits, -1)
@@ -1166,7 +1201,7 @@ def naive_logprob(hidden, weight, targets, temperature=1.0):
 
 def turn_on_compile(cfg, device, model):
     """Compile the two element-wise functions of the head and, with compile = blocks, the decoder's
-    blocks too. dynamic, since rows have any length: one compilation serves them all."""
+    blocks too. dynamic, since lines have any length: one compilation serves them all."""
     if cfg.compile == "off" or (cfg.compile == "auto" and device.type != "cuda"):
         return
     compilers = (os.environ.get("CXX", "g++"), "clang++")
@@ -1182,31 +1217,32 @@ def turn_on_compile(cfg, device, model):
 
 
 # ==== 6. The model ==============================================================================
-# One forward takes one packed row of tokens, on any device, and gives log-probs of the response
+# One forward takes one packed line of tokens, on any device, and gives log-probs of the response
 # tokens. Sharding and its details stay inside build_model.
 
 
 def pack(samples, device):
-    """One row of tokens for the model: each distinct prompt once, then the responses to it.
+    """One line of tokens for the model: each distinct prompt once, then the responses to it.
 
     Three layouts of the same tokens; here prompt p, sample 0 = p + a, sample 1 = p + b:
 
-        row         p p p a a b b           [N]  what the model computes on
+        line        p p p a a b b           [N]  what the model computes on
         sequences   p p p a a  p p p b b    [M]  what attention sees, a prompt before each response
         responses   a a b b                 [R]  what the loss sees
 
-    row_of_seq [M] and seq_of_row [N] lead from one layout to the other. predict [R] is the place in
-    the row whose hidden state predicts a response token, seq [R] the sample that the token is of.
+    line_to_seqs [M] and seqs_to_line [N] are the places to take from, on the way from one layout to
+    the other and back. predict [R] is the place in the line whose hidden state predicts a response
+    token, seq [R] the sample that the token is of.
     """
     ids, positions = [], []
-    row_of_seq, seq_of_row, seq_ends = [], [], [0]
+    line_to_seqs, seqs_to_line, seq_ends = [], [], [0]
     targets, predict, seq, prompt_spans = [], [], [], []
-    prompt_start = {}  # prompt -> where it stands in the row
+    prompt_start = {}  # prompt -> where it stands in the line
     for i, s in enumerate(samples):
         P = len(s["prompt"])
         T = len(s["tokens"])
 
-        # The row: the prompt, unless an earlier sample brought it, then the response
+        # The line: the prompt, unless an earlier sample brought it, then the response
         key = tuple(s["prompt"])
         is_new = key not in prompt_start
         if is_new:
@@ -1218,12 +1254,12 @@ def pack(samples, device):
         ids += s["tokens"]
         positions += range(P, P + T)
 
-        # The sequence: prompt and response, wherever in the row they are. The way back takes a
+        # The sequence: prompt and response, wherever in the line they are. The way back takes a
         # shared prompt from the sample that brought it; causality makes all its copies equal
         begin = seq_ends[-1]
-        row_of_seq += range(prompt_at, prompt_at + P)
-        row_of_seq += range(response_at, response_at + T)
-        seq_of_row += range(begin if is_new else begin + P, begin + P + T)
+        line_to_seqs += range(prompt_at, prompt_at + P)
+        line_to_seqs += range(response_at, response_at + T)
+        seqs_to_line += range(begin if is_new else begin + P, begin + P + T)
         seq_ends.append(begin + P + T)
 
         # The response: the end of the prompt predicts its first token, each token the next one
@@ -1243,14 +1279,14 @@ def pack(samples, device):
         "predict": index(predict),  # [R]
         "seq": index(seq),  # [R]
     }
-    # Where no prompt is shared the row is the sequences, and attention need not copy
+    # Where no prompt is shared the line is the sequences, and attention need not copy
     if len(prompt_start) < len(samples):
-        batch["row_of_seq"] = index(row_of_seq)  # [M]
-        batch["seq_of_row"] = index(seq_of_row)  # [N]
+        batch["line_to_seqs"] = index(line_to_seqs)  # [M]
+        batch["seqs_to_line"] = index(seqs_to_line)  # [N]
     batch = to_device(batch, device)
     batch["max_seqlen"] = max(end - begin for begin, end in pairwise(seq_ends))
     batch["lengths"] = [len(s["tokens"]) for s in samples]  # [S], of the responses
-    batch["prompt_spans"] = prompt_spans  # [S] pairs of places in the row
+    batch["prompt_spans"] = prompt_spans  # [S] pairs of places in the line
     return batch
 
 
@@ -1265,20 +1301,20 @@ def to_device(tensors, device):
 
 
 def packed_attention(module, query, key, value, attention_mask=None, scaling=None, **more):
-    """Causal attention inside each sequence of a row: [1,heads,N,D] -> [1,N,heads,D]. On CUDA it is
-    torch's own flash attention over sequences of any length, without padding. `more` has pack()'s
-    layout of the row and, where the model has one, a sliding_window."""
+    """Causal attention inside each sequence of a line: [1,heads,N,D] -> [1,N,heads,D]. On CUDA it
+    is torch's own flash attention over sequences of any length, without padding. `more` has the
+    layout of the line from pack() and, where the model has one, a sliding_window."""
     q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))  # [N,heads,D]
-    if "row_of_seq" in more:
-        q, k, v = (x.index_select(0, more["row_of_seq"]) for x in (q, k, v))  # [M,heads,D]
+    if "line_to_seqs" in more:
+        q, k, v = (x.index_select(0, more["line_to_seqs"]) for x in (q, k, v))  # [M,heads,D]
 
     ends, longest = more["cu_seqlens"], more["max_seqlen"]
     window = more.get("sliding_window")
     attend = varlen_attention if q.is_cuda else padded_attention
     out = attend(q, k, v, ends, longest, scaling, window)  # [M,heads,D]
 
-    if "seq_of_row" in more:
-        out = out.index_select(0, more["seq_of_row"])  # [N,heads,D]
+    if "seqs_to_line" in more:
+        out = out.index_select(0, more["seqs_to_line"])  # [N,heads,D]
     return out[None], None
 
 
@@ -1310,21 +1346,21 @@ def padded_attention(q, k, v, cu_seqlens, max_seqlen, scaling, sliding_window):
     return out.transpose(1, 2).flatten(0, 1).index_select(0, place)  # [M,heads,D]
 
 
-LAYOUT = ("cu_seqlens", "max_seqlen", "row_of_seq", "seq_of_row")  # what attention is told
+LAYOUT = ("cu_seqlens", "max_seqlen", "line_to_seqs", "seqs_to_line")  # what attention is told
 
 
 def logprob_forward(model, batch, temperature, chunk, gradient=None):
     """The model's whole forward: packed ids in, (logp, entropy, log_z) [R] of the response tokens
     out; log_z is None without such a head. The heads are in here because FSDP gathers a module's
     weights only inside that module's own forward."""
-    # The body: every token of the row
+    # The body: every token of the line
     layout = {key: batch[key] for key in LAYOUT if key in batch}
     inputs = dict(input_ids=batch["ids"], position_ids=batch["positions"], use_cache=False)
     hidden = model.base_model(**inputs, **layout).last_hidden_state[0]  # [N,H]
 
     # The head: only what predicts a response token. index_select and not hidden[..]: a prompt's end
-    # predicts many first tokens, and the backward of [..] adds up their gradients in whatever order
-    # the threads come
+    # predicts many first tokens, and on a CPU the backward of [..] adds up their gradients in
+    # whatever order the threads come
     predicting = hidden.index_select(0, batch["predict"])  # [R,H]
     weight = model.lm_head.weight
     chunk = chunk or largest_chunk(hidden, len(weight))
@@ -1404,7 +1440,7 @@ def shard(model, cfg, device):
     if size < world():
         shape, names = (world() // size, size), ("replicate", "shard")
     mesh = dist.init_device_mesh(device.type, shape, mesh_dim_names=names)
-    # In which type it computes and gradients meet, and where the shards rest
+    # In which type it computes and gradients are summed over ranks, and where the shards rest
     precision = fsdp.MixedPrecisionPolicy()
     if device.type == "cuda":
         compute = dict(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
@@ -1455,9 +1491,10 @@ def micro_batches(samples, cfg):
 
 
 def needs_old_logprobs(cfg):
-    """Whether pi_old is more than pi_theta, detached: with one update a batch it is not, and a
-    forward is saved. The reference's drift is measured from it too."""
-    return cfg.minibatches * cfg.epochs > 1 or "ref" in OBJECTIVES[cfg.objective].needs
+    """Whether a forward has to find pi_old's log-probs before the update. With one update a batch
+    pi_old is pi_theta as that update finds it, and scaled_loss takes it from there; but the drift
+    from the reference is asked for before."""
+    return cfg.minibatches * cfg.epochs > 1 or "drift" in OBJECTIVES[cfg.objective].needs
 
 
 @torch.no_grad()
@@ -1474,7 +1511,8 @@ def score_samples(model, key, samples, cfg, device):
 
 def batch_statistics(drawn):
     """Means over the samples of all ranks, dropped groups included. entropy_old is that of a token,
-    in nats: the mean of -log pi_old(y_t), unbiased for it, and there already."""
+    in nats: the mean of -log pi(y_t) over tokens that are trained, as vLLM gave it, unbiased for
+    the entropy and there already."""
     # Sums of this rank, then of all
     samples = [s for group in drawn for s in group]
     scored = scorable(samples)
@@ -1487,8 +1525,8 @@ def batch_statistics(drawn):
         "truncated": sum(s["truncated"] for s in samples),
         "response_tokens": sum(len(s["tokens"]) for s in samples),
         "prompt_tokens": sum(len(s["prompt"]) for s in samples),
-        "surprise": -sum(masked_sum(s, s["behaviour"]) for s in whole),
-        "surprising_tokens": sum(trained_tokens(s) for s in whole),
+        "nll": -sum(masked_sum(s, s["behaviour"]) for s in whole),
+        "nll_tokens": sum(trained_tokens(s) for s in whole),
         "failed": sum(bool(s["failed"] or s["lost"]) for s in samples),
         "zero_variance": sum(len(group) for group in drawn if not has_signal(group)),
     }
@@ -1501,8 +1539,8 @@ def batch_statistics(drawn):
     for key in ("truncated", "response_tokens", "failed", "zero_variance"):
         summary[key] = total[key] / total["samples"]
     summary["entropy_old"] = math.nan
-    if total["surprising_tokens"]:
-        summary["entropy_old"] = total["surprise"] / total["surprising_tokens"]
+    if total["nll_tokens"]:
+        summary["entropy_old"] = total["nll"] / total["nll_tokens"]
     summary["tokens"] = int(total["response_tokens"] + total["prompt_tokens"])
     return summary
 
@@ -1527,7 +1565,7 @@ def set_advantages(groups, cfg, state):
         rewards = tensor_of("reward", alike)  # [B,n]
         # in [0, 1], as a solve rate is; a reward of one's own may be anything
         known = dict(state, correct=tensor_of("correct", alike).clamp(0, 1))
-        if "ref" in OBJECTIVES[cfg.objective].needs:
+        if "drift" in OBJECTIVES[cfg.objective].needs:
             known["drift"] = reference_drift(alike)
         adv = advantages(cfg.objective, rewards, cfg, known)  # [B,n]
         for group, values in zip(alike, adv.tolist(), strict=True):
@@ -1550,16 +1588,16 @@ def reference_drift(groups):
     return drift
 
 
-def gradient_mass(groups, cfg, samples):
-    """FADE's instrument, of any objective: the summed |W| of the successes and of the failures that
-    are trained on, over all the `samples` drawn; W is the weight in the first update. All ranks
-    must come here."""
+def gradient_mass(groups, cfg, n_drawn):
+    """FADE's instrument, of any objective: |W| summed over the successes, and over the failures,
+    that are trained on, divided by the number of samples drawn; W is the weight in the first
+    update. All ranks must come here."""
     trained = [s for group in groups for s in group if is_trained_on(s, cfg)]
     adv = torch.tensor([s["adv"] for s in trained], dtype=torch.float64)
     right = torch.tensor([s["correct"] > 0.5 for s in trained], dtype=torch.bool)
     weight = policy_weights(cfg.objective, adv, cfg).abs()
     success, failure = all_reduce([weight[right].sum().item(), weight[~right].sum().item()])
-    return {"mass_success": success / samples, "mass_failure": failure / samples}
+    return {"mass_success": success / n_drawn, "mass_failure": failure / n_drawn}
 
 
 def is_trained_on(sample, cfg):
@@ -1571,8 +1609,10 @@ def is_trained_on(sample, cfg):
 
 def trained_tokens(sample):
     """How many of a response's tokens are trained on: all, unless the sample has a `mask` [T] of 0
-    and 1. HACK HERE, or rather in describe(), where samples get their keys: a mask is all that it
-    takes."""
+    and 1. HACK HERE, or rather where the mask can be known: in describe() from the tokens, or in
+    main() after score_samples from log-probs. Tokens that are masked are in no ratio, no KL, no
+    drift and not in FADE's H either: it is for what the policy did not write, such as a tool's
+    output. To train on fewer of its own tokens, weight the loss of a row of OBJECTIVES instead."""
     return sum(sample["mask"]) if "mask" in sample else len(sample["tokens"])
 
 
@@ -1611,7 +1651,7 @@ def scaled_loss(cfg, inputs, logp, entropy, log_z=None, part=slice(None)):
     """(the step's loss, summed over the response tokens `part`; their STATS after the first).
     inputs is loss_inputs' of the whole row; logp, entropy and log_z are of the part."""
     t = {key: x[part] for key, x in inputs.items()}
-    mask = t["mask"]
+    mask = t["mask"]  # 1: trained
     old = t.get("old", logp.detach())  # one update a batch: the old policy is this one
     ref = t.get("ref", logp.detach())  # no reference: no KL to it, and no gradient of one
     known = dict(entropy=entropy.detach(), ref=ref, log_z=log_z)
@@ -1636,8 +1676,8 @@ def scaled_loss(cfg, inputs, logp, entropy, log_z=None, part=slice(None)):
 
 
 def rollout_weight(mismatch, mask, seq, cfg):
-    """The importance weight of each token [R] for mismatch = log pi_old - log pi_vLLM, in which no
-    gradient flows: of the token, or of its response's trained tokens together (sequence).
+    """The importance weight of each token [R] for mismatch = log pi_old - log pi_vLLM, through
+    which no gradient flows: the token's own, or that of its response's trained tokens together.
 
     truncate: cut at tis_cap. TIS, https://fengyao.notion.site/off-policy-rl
     mask: 0 outside of tis_floor .. tis_cap. Of tokens IcePop, arXiv 2510.18855, with 0.5 and 5; of
@@ -1669,7 +1709,7 @@ def accumulate_gradient(model, samples, cfg, device):
     stats = []
     for i, micro in enumerate(micros):
         is_last = i == len(micros) - 1
-        if sharded:  # gradients meet after the last micro-batch, unless told otherwise
+        if sharded:  # gradients are reduced after the last micro-batch, unless told otherwise
             model.set_requires_gradient_sync(cfg.reduce_each or cfg.offload or is_last)
         batch = pack(micro, device)
         inputs = loss_inputs(micro, batch["seq"], device)
@@ -1679,6 +1719,7 @@ def accumulate_gradient(model, samples, cfg, device):
         if is_local(cfg):
             gradient = partial(early_gradient, cfg, inputs)
         logp, entropy, log_z = model(batch, cfg.temperature, cfg.head_chunk, gradient)  # [R] each
+        # Where the head made its gradient already, this is for the log, and for autograd to go on
         loss, rest = scaled_loss(cfg, inputs, logp, entropy, log_z)
 
         # FSDP takes the mean over ranks, and the scale holds the denominator of their sum
@@ -1775,13 +1816,13 @@ def main(argv):
     verifier = start_verifier(cfg, rows[:1] + held_out[:1])
     if cfg.reward:
         print0(
-            f"reward    {cfg.reward}; over 0.5 it counts as solved: in solve_rate, pass@k and the "
-            "masses, for fade, power, maxrl, passk and w_reinforce"
+            f"reward    {cfg.reward}; over 0.5 it counts as solved: in solve_rate and FADE's p, "
+            "in pass@k and the masses, for f_grpo, maxrl, passk and w_reinforce"
         )
     tracking.begin(cfg, __file__, found)
 
-    # vLLM first, which measures the memory that it may have; then the model, its optimizer and,
-    # where something needs it, the reference: a frozen copy of the model as it is now, or another
+    # vLLM first, on a GPU that nobody else fills yet; then the model, its optimizer and, where
+    # something needs it, the reference: a frozen copy of the model as it is now, or another
     llm = start_vllm(cfg, folder, device)
     model = build_model(folder, cfg, device)
     reference = None
@@ -1809,7 +1850,7 @@ def main(argv):
     if rank() == 0:
         trackers.follow(cfg.track, cfg.out)
     stopped = tracking.listen_for_signals()
-    over = watch()  # over other ranks: who dies or hangs is named by the others
+    over = watch()  # ranks watch each other: who dies or hangs is named by the others
 
     # How good the model is before it learns anything
     if held_out and progress["step"] == 0:
@@ -1855,7 +1896,8 @@ def main(argv):
         set_advantages(groups, cfg, state)
         mass = gradient_mass(groups, cfg, summary["samples"])
 
-        # The update: `epochs` passes over the batch, `minibatches` optimizer steps in each
+        # The update: `epochs` passes over the batch, `minibatches` optimizer steps in each, on
+        # slices that stay the same in every pass, so that a prompt stays with its responses
         samples = [s for s in samples if is_trained_on(s, cfg)]
         lr = cfg.lr * min(1.0, step / max(cfg.warmup, 1))
         optimizer.param_groups[0]["lr"] = lr

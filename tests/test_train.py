@@ -195,7 +195,7 @@ def test_pack_by_hand():
         and batch["max_seqlen"] == 5
         and batch["lengths"] == [3, 1, 2]
     )
-    assert batch["row_of_seq"].tolist() == [
+    assert batch["line_to_seqs"].tolist() == [
         0,
         1,
         2,
@@ -208,14 +208,14 @@ def test_pack_by_hand():
         7,
         8,
     ]  # the third sequence begins with tokens 0, 1
-    assert batch["seq_of_row"].tolist() == [0, 1, 2, 3, 4, 5, 6, 9, 10] and batch[
+    assert batch["seqs_to_line"].tolist() == [0, 1, 2, 3, 4, 5, 6, 9, 10] and batch[
         "prompt_spans"
     ] == [(0, 2), (5, 6), (0, 2)]
     alone = lad.pack(
         [sample([5, 6], [7, 8, 9]), sample([4], [])], torch.device("cpu")
     )  # nothing is shared: the row is the sequences
     assert (
-        not {"row_of_seq", "seq_of_row"} & set(alone)
+        not {"line_to_seqs", "seqs_to_line"} & set(alone)
         and alone["predict"].tolist() == [1, 2, 3]
         and alone["ids"].tolist() == [[5, 6, 7, 8, 9, 4]]
     )
