@@ -2,10 +2,10 @@
 Shared by the tests: where the data is, a random model with the tiny tokenizer, and runs of the
 programs.
 
-    python -m pytest              # what every change should pass: minutes python -m pytest -m slow
-    # what takes longer: kills at random moments, every objective through vLLM, whole data sets
-    LAD_TINY_SEED=1 OMP_NUM_THREADS=2 python -m pytest      # the offline default made with another
-    seed, threads: all must pass just so
+    python -m pytest            # what every change should pass: minutes
+    python -m pytest -m slow    # what takes longer: kills at random moments, every objective
+                                # through vLLM, whole data sets
+    LAD_TINY_SEED=1 OMP_NUM_THREADS=2 python -m pytest      # another warmed-up model, other sums
 """
 
 import importlib.metadata
