@@ -113,7 +113,16 @@ import torch.nn.functional as F
 
 import baselines
 import verify
-from harness import checkpoint, command, families, lora, rewards, trackers, tracking
+from harness import (
+    checkpoint,
+    command,
+    families,
+    lora,
+    rewards,
+    trackers,
+    tracking,
+    vllm_options,
+)
 from harness.data import draw, find_model, find_reference, load_data, load_tokenizer
 from harness.metrics import pass_at_k
 from harness.ranks import (
@@ -186,6 +195,7 @@ class Config(baselines.Knobs):
     vllm_memory: float = knob(0.6, "share of a GPU that vLLM may fill; on a CPU GiB of cache", 0.01)
     vllm_seqs: int = knob(256, "sequences that vLLM decodes at once", 1)
     vllm_eager: bool = knob(False, "no CUDA graphs in vLLM: quick start, slow decoding")
+    vllm: str = knob("", "more of vLLM's own options, as JSON: docs/gpu.md")
     max_rollout_kl: float = knob(0.1, "nats a token between vLLM and trainer in the first batch: "
                                  "above it we stop; 0: never", 0)
 
@@ -327,6 +337,7 @@ def load_config(argv):
     if cfg.objective == "passk" and cfg.pass_k > cfg.group:
         die(f"pass_k = {cfg.pass_k} is more than the {cfg.group} responses of a group")
     refuse_combinations(cfg, objective)
+    vllm_options.read(cfg.vllm)
     if cfg.lora_rank:
         lora.refuse(cfg)
     return cfg
@@ -416,14 +427,11 @@ def start_vllm(cfg, folder, device, **options):
         if "kv_cache_memory_bytes" not in options:
             memory = torch.cuda.get_device_properties(device).total_memory
             settings["kv_cache_memory_bytes"] = kv_cache_bytes(cfg, folder, memory)
+    settings |= vllm_options.known(cfg.vllm)
     try:
         llm = LLM(folder, **settings | options)
     except Exception as error:
-        die(
-            f"vLLM did not start: {one_line(error)}; try a smaller vllm_memory = "
-            f"{cfg.vllm_memory}, a smaller max_tokens = {cfg.max_tokens} or a larger "
-            f"tensor_parallel = {cfg.tensor_parallel}"
-        )
+        vllm_options.refuse_start(cfg, error)
     if device.type == "cuda":
         put_to_sleep(llm)
     return llm
