@@ -866,6 +866,7 @@ def run(args, benches, templates):
     cfg = lad.Config(**DEFAULTS | args.knobs | size)
     cfg.config = "eval.py"
     device = ranks.join(cfg)
+    vllm_options.check_environment(device, trains=False)
     done = results.read(out)
     old = results.without_question(done)
     if old:

@@ -1808,6 +1808,7 @@ def main(argv):
     cfg = load_config(argv)
     trackers.check(cfg.track)
     device = join(cfg)
+    vllm_options.check_environment(device)
     claim(cfg, HERE)
     if cfg.zero_variance != "keep" and OBJECTIVES[cfg.objective].learns_from_equal:
         print0(

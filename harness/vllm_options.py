@@ -12,6 +12,9 @@ in vLLM each time it wakes, and that its log-probs are of what it sampled from. 
 
 import dataclasses
 import json
+import os
+
+import torch
 
 from harness.settings import did_you_mean, die, one_line
 
@@ -119,6 +122,21 @@ def fault_of_drafts(value):
     return f"a draft model's weights do not outlive a sleep: a method of {', '.join(DRAFTS)}"
 
 
+def check_environment(device, trains=True):
+    """Leave in one line where VLLM_BATCH_INVARIANT=1 cannot work: its kernels, written in triton,
+    take the place of torch's in the whole process, the trainer's as well."""
+    if os.environ.get("VLLM_BATCH_INVARIANT", "0") == "0":
+        return
+    if device.type == "cpu":
+        die("VLLM_BATCH_INVARIANT is for GPUs: unset it (on a CPU seeded responses are alike)")
+    major, minor = torch.cuda.get_device_capability(device)
+    if major == 8 and trains:  # enable_batch_invariant_mode() of vLLM 0.32
+        die(
+            f"VLLM_BATCH_INVARIANT: on a GPU of capability {major}.{minor} vLLM replaces torch's "
+            "linear layers by one without a gradient: unset it, or take capability 9.0 or more"
+        )
+
+
 # ==== 2. What vLLM says to it ===================================================================
 
 
@@ -168,7 +186,7 @@ def refuse_start(cfg, error):
 
 
 def said(error):
-    """What an error of vLLM's says, in one line; of pydantic's the first, with setting and value."""
+    """What an error of vLLM's says, in one line; of pydantic's the first one."""
     try:
         first = error.errors()[0]
     except (AttributeError, IndexError):

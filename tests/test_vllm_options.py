@@ -3,8 +3,11 @@ arrive in an engine that was given some."""
 
 import json
 import re
+import subprocess
+import sys
 
 import pytest
+import torch
 from conftest import ROOT, metrics
 
 import lad
@@ -105,6 +108,37 @@ def test_our_lists_are_of_options_that_vllm_has():
     }
     assert set(vllm_options.ONLINE) <= set(ONLINE_QUANT_SHORTHAND_NAMES)
     assert set(vllm_options.LOADERS) <= set(_LOAD_FORMAT_TO_MODEL_LOADER)
+
+
+def test_batch_invariance_is_refused_where_it_cannot_work(monkeypatch, capsys):
+    """On a CPU always; on capability 8 where there is a gradient to lose."""
+
+    def said(device, capability=(9, 0), trains=True):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+        try:
+            vllm_options.check_environment(torch.device(device), trains)
+        except SystemExit as stop:
+            assert stop.code == 2
+        return capsys.readouterr().err
+
+    assert not said("cpu")
+    monkeypatch.setenv("VLLM_BATCH_INVARIANT", "1")
+    assert "is for GPUs" in said("cpu") and "is for GPUs" in said("cpu", trains=False)
+    assert "capability 8.6" in said("cuda", (8, 6))
+    assert not said("cuda", (8, 0), trains=False)
+    assert not said("cuda", (9, 0)) and not said("cuda", (10, 0))
+
+
+def test_a_linear_layer_that_a_library_replaces_has_no_gradient():
+    """What stands behind that refusal. In a process of its own: torch is not itself afterwards."""
+    code = """
+import torch
+library = torch.library.Library("aten", "IMPL")
+library.impl("aten::linear", lambda x, w, b=None: x @ w.t(), "CPU")
+w = torch.ones(3, 4, requires_grad=True)
+torch.nn.functional.linear(torch.ones(2, 4), w).sum().backward()"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 1 and "aten::linear_backward" in done.stderr
 
 
 # ==== 2. Refused by vLLM ========================================================================
