@@ -119,6 +119,7 @@ from harness import (
     families,
     lora,
     rewards,
+    signs,
     trackers,
     tracking,
     vllm_options,
@@ -1530,6 +1531,7 @@ def batch_statistics(drawn):
         "scored": len(scored),
         "reward": sum(s["reward"] for s in scored),
         "solve_rate": sum(s["correct"] > 0.5 for s in scored),
+        "unanswered": sum(s["reason"] == "no answer found" for s in scored),
         "truncated": sum(s["truncated"] for s in samples),
         "response_tokens": sum(len(s["tokens"]) for s in samples),
         "prompt_tokens": sum(len(s["prompt"]) for s in samples),
@@ -1542,7 +1544,7 @@ def batch_statistics(drawn):
 
     # Means: of what could be scored, which may be nothing, and of everything
     summary = {"samples": total["samples"]}
-    for key in ("reward", "solve_rate"):
+    for key in ("reward", "solve_rate", "unanswered"):
         summary[key] = total[key] / total["scored"] if total["scored"] else math.nan
     for key in ("truncated", "response_tokens", "failed", "zero_variance"):
         summary[key] = total[key] / total["samples"]
@@ -1856,6 +1858,7 @@ def main(argv):
     kept = progress["step"]  # the last step that a checkpoint holds
     tracking.rewind(cfg, progress["step"])
     tracking.announce(cfg, model, device, progress["step"])
+    seen = signs.begin(cfg, tracking.logged(cfg))
     if rank() == 0:
         trackers.follow(cfg.track, cfg.out)
     stopped = tracking.listen_for_signals()
@@ -1937,8 +1940,9 @@ def main(argv):
         # what became of the batch: the share that was trained on, the rank of the head's change
         metrics["trained"] = all_reduce([len(samples)])[0] / summary["samples"]
         metrics["rank_one"] = tracking.rank_one_share(model.lm_head.weight, optimizer)
-        tracking.log_step(cfg, step, metrics, updates, clock, device)
+        line = tracking.log_step(cfg, step, metrics, updates, clock, device)
         tracking.log_samples(cfg, step, drawn)
+        signs.tell(seen, cfg, line, drawn)
 
         if held_out and is_due(step, cfg.eval_every, cfg.steps):
             with awake(llm, model, device):
