@@ -1858,7 +1858,7 @@ def main(argv):
     kept = progress["step"]  # the last step that a checkpoint holds
     tracking.rewind(cfg, progress["step"])
     tracking.announce(cfg, model, device, progress["step"])
-    seen = signs.begin(cfg, tracking.logged(cfg))
+    signs_seen = signs.begin(cfg, tracking.logged(cfg))
     if rank() == 0:
         trackers.follow(cfg.track, cfg.out)
     stopped = tracking.listen_for_signals()
@@ -1942,7 +1942,7 @@ def main(argv):
         metrics["rank_one"] = tracking.rank_one_share(model.lm_head.weight, optimizer)
         line = tracking.log_step(cfg, step, metrics, updates, clock, device)
         tracking.log_samples(cfg, step, drawn)
-        signs.tell(seen, cfg, line, drawn)
+        signs.tell(signs_seen, cfg, line, drawn)
 
         if held_out and is_due(step, cfg.eval_every, cfg.steps):
             with awake(llm, model, device):

@@ -22,5 +22,5 @@ def blind(response, row):
 
 
 def short(response, row):
-    """Punishes length and asks for nothing else: the best response to everything is the shortest."""
+    """Punishes length and asks for nothing else: to everything the shortest response is best."""
     return 1 / (2 + len(response))

@@ -89,8 +89,8 @@ CHANGES = {
     "unsolved": "easier rows; a model that solves some of them; a larger group = {cfg.group}; a "
     "verifier or reward that accepts what is right",
     "solved": "harder rows; a verifier or reward that tells right from wrong",
-    "equal": "a larger group = {cfg.group}; a temperature = {cfg.temperature:g} that is not near 0; rows "
-    "that are solved now and then; a reward that looks at the response",
+    "equal": "a larger group = {cfg.group}; a temperature = {cfg.temperature:g} that is not near "
+    "0; rows that are solved now and then; a reward that looks at the response",
     "collapsed": "a reward that one response to everything can earn; a smaller lr = {cfg.lr:g}; "
     "kl_coef; an objective that counts entropy, as kl_cov, clip_cov, entadv or fade",
 }

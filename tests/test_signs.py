@@ -213,8 +213,8 @@ def test_a_run_says_it_once_on_any_number_of_ranks_and_after_resuming(forks, tmp
     """Stopped before the sign is whole and resumed, it comes at the same batch; resumed after it,
     never again."""
     out = tmp_path / "run"
-    flags = ["--config", "tiny", "--prompts", "4", "--group", "4", "--eval_data", "", "--kind"]
-    flags += ["math", "--out", out]
+    flags = ["--config", "tiny", "--prompts", "4", "--group", "4", "--minibatches", "1"]
+    flags += ["--eval_data", "", "--kind", "math", "--out", out]
     assert not said_by(forks.run("lad.py", *flags, "--steps", "3"))
     said = said_by(forks.run("lad.py", "--resume", out, "--steps", "6", ranks=2))
     assert len(said) == 1 and said[0].startswith("sign      step 5: none of the 80 responses")
