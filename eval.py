@@ -64,7 +64,17 @@ from tqdm import tqdm
 
 import lad
 import verify
-from harness import benchmarks, codeforces, command, digest, judge, ranks, results, rewards
+from harness import (
+    benchmarks,
+    codeforces,
+    command,
+    digest,
+    judge,
+    ranks,
+    results,
+    rewards,
+    vllm_options,
+)
 from harness.data import chat_options, find_model, is_chat, read_rows
 from harness.metrics import distinct_n, overlap, summarize, words
 from harness.metrics import pass_at_k as pass_at_k  # for whoever imports this file
@@ -88,7 +98,7 @@ DEFAULTS = dict(
 # lad.py's knobs that are flags here and may stand in a benchmark's table
 SHARED = ("seed", "temperature", "top_p", "max_tokens", "max_prompt_tokens", "prompt", "kind")
 SHARED += ("chat", "system", "device", "tensor_parallel", "vllm_memory", "vllm_seqs", "vllm_eager")
-SHARED += ("verify_workers", "verify_timeout", "reward", "chat_options")
+SHARED += ("verify_workers", "verify_timeout", "reward", "chat_options", "vllm")
 
 # What is said of those that mean something else here than in training
 HELP = dict(
@@ -116,6 +126,7 @@ def parse(argv, benches):
 
     given = {key: getattr(args, key) for key in SHARED if getattr(args, key) is not None}
     args.knobs = checked(given, "command line", lad.KNOBS)
+    vllm_options.read(args.knobs.get("vllm", ""))
     args.bench = args.bench.split(",")
     for name in args.bench:
         if name not in benches:
@@ -704,6 +715,8 @@ def settings_of(args, model, weights, name, bench, tokenizer, cfg):
     settings["chat_template"] = digest.digest(tokenizer.chat_template) if cfg.chat else ""
     if cfg.chat_options:
         settings["chat_options"] = cfg.chat_options
+    if cfg.vllm:
+        settings["vllm"] = cfg.vllm
     settings["verify_timeout"] = cfg.verify_timeout
     if cfg.reward:  # by what it says, wherever it is
         path, function = rewards.split(cfg.reward)
@@ -853,6 +866,7 @@ def run(args, benches, templates):
     cfg = lad.Config(**DEFAULTS | args.knobs | size)
     cfg.config = "eval.py"
     device = ranks.join(cfg)
+    vllm_options.check_environment(device, trains=False)
     done = results.read(out)
     old = results.without_question(done)
     if old:

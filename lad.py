@@ -113,7 +113,17 @@ import torch.nn.functional as F
 
 import baselines
 import verify
-from harness import checkpoint, command, families, lora, rewards, trackers, tracking
+from harness import (
+    checkpoint,
+    command,
+    families,
+    lora,
+    rewards,
+    signs,
+    trackers,
+    tracking,
+    vllm_options,
+)
 from harness.data import draw, find_model, find_reference, load_data, load_tokenizer
 from harness.metrics import pass_at_k
 from harness.ranks import (
@@ -186,6 +196,7 @@ class Config(baselines.Knobs):
     vllm_memory: float = knob(0.6, "share of a GPU that vLLM may fill; on a CPU GiB of cache", 0.01)
     vllm_seqs: int = knob(256, "sequences that vLLM decodes at once", 1)
     vllm_eager: bool = knob(False, "no CUDA graphs in vLLM: quick start, slow decoding")
+    vllm: str = knob("", "more of vLLM's own options, as JSON: docs/gpu.md")
     max_rollout_kl: float = knob(0.1, "nats a token between vLLM and trainer in the first batch: "
                                  "above it we stop; 0: never", 0)
 
@@ -327,6 +338,7 @@ def load_config(argv):
     if cfg.objective == "passk" and cfg.pass_k > cfg.group:
         die(f"pass_k = {cfg.pass_k} is more than the {cfg.group} responses of a group")
     refuse_combinations(cfg, objective)
+    vllm_options.read(cfg.vllm)
     if cfg.lora_rank:
         lora.refuse(cfg)
     return cfg
@@ -416,14 +428,11 @@ def start_vllm(cfg, folder, device, **options):
         if "kv_cache_memory_bytes" not in options:
             memory = torch.cuda.get_device_properties(device).total_memory
             settings["kv_cache_memory_bytes"] = kv_cache_bytes(cfg, folder, memory)
+    settings |= vllm_options.known(cfg.vllm)
     try:
         llm = LLM(folder, **settings | options)
     except Exception as error:
-        die(
-            f"vLLM did not start: {one_line(error)}; try a smaller vllm_memory = "
-            f"{cfg.vllm_memory}, a smaller max_tokens = {cfg.max_tokens} or a larger "
-            f"tensor_parallel = {cfg.tensor_parallel}"
-        )
+        vllm_options.refuse_start(cfg, error)
     if device.type == "cuda":
         put_to_sleep(llm)
     return llm
@@ -1522,6 +1531,7 @@ def batch_statistics(drawn):
         "scored": len(scored),
         "reward": sum(s["reward"] for s in scored),
         "solve_rate": sum(s["correct"] > 0.5 for s in scored),
+        "unanswered": sum(s["reason"] == "no answer found" for s in scored),
         "truncated": sum(s["truncated"] for s in samples),
         "response_tokens": sum(len(s["tokens"]) for s in samples),
         "prompt_tokens": sum(len(s["prompt"]) for s in samples),
@@ -1534,7 +1544,7 @@ def batch_statistics(drawn):
 
     # Means: of what could be scored, which may be nothing, and of everything
     summary = {"samples": total["samples"]}
-    for key in ("reward", "solve_rate"):
+    for key in ("reward", "solve_rate", "unanswered"):
         summary[key] = total[key] / total["scored"] if total["scored"] else math.nan
     for key in ("truncated", "response_tokens", "failed", "zero_variance"):
         summary[key] = total[key] / total["samples"]
@@ -1800,6 +1810,7 @@ def main(argv):
     cfg = load_config(argv)
     trackers.check(cfg.track)
     device = join(cfg)
+    vllm_options.check_environment(device)
     claim(cfg, HERE)
     if cfg.zero_variance != "keep" and OBJECTIVES[cfg.objective].learns_from_equal:
         print0(
@@ -1847,6 +1858,7 @@ def main(argv):
     kept = progress["step"]  # the last step that a checkpoint holds
     tracking.rewind(cfg, progress["step"])
     tracking.announce(cfg, model, device, progress["step"])
+    signs_seen = signs.begin(cfg, tracking.logged(cfg))
     if rank() == 0:
         trackers.follow(cfg.track, cfg.out)
     stopped = tracking.listen_for_signals()
@@ -1928,8 +1940,9 @@ def main(argv):
         # what became of the batch: the share that was trained on, the rank of the head's change
         metrics["trained"] = all_reduce([len(samples)])[0] / summary["samples"]
         metrics["rank_one"] = tracking.rank_one_share(model.lm_head.weight, optimizer)
-        tracking.log_step(cfg, step, metrics, updates, clock, device)
+        line = tracking.log_step(cfg, step, metrics, updates, clock, device)
         tracking.log_samples(cfg, step, drawn)
+        signs.tell(signs_seen, cfg, line, drawn)
 
         if held_out and is_due(step, cfg.eval_every, cfg.steps):
             with awake(llm, model, device):

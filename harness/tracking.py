@@ -114,6 +114,14 @@ def rewind(cfg, step):
         replace(path, "".join(kept))
 
 
+def logged(cfg):
+    """The lines of the run's metrics.jsonl so far, on its first rank."""
+    path = Path(cfg.out) / "metrics.jsonl"
+    if rank() != 0 or not path.exists():
+        return []
+    return plot.read_log(path)
+
+
 def append(cfg, name, **fields):
     """One line of metrics.jsonl or samples.jsonl, flushed; rank 0 only."""
     if rank() != 0:
@@ -198,8 +206,8 @@ def announce(cfg, model, device, step):
 
 
 def log_step(cfg, step, metrics, updates, clock, device):
-    """A line of metrics.jsonl and a line on the screen. updates: the stats of each optimizer
-    step."""
+    """A line of metrics.jsonl, which is returned, and a line on the screen. updates: the stats of
+    each optimizer step."""
     bad = [u for u in updates if not math.isfinite(u["grad_norm"])]
     if bad:
         print0(
@@ -219,6 +227,7 @@ def log_step(cfg, step, metrics, updates, clock, device):
     )
     append(cfg, "metrics.jsonl", **metrics)
     print0(PROGRESS.format(**metrics, steps=cfg.steps, left=(cfg.steps - step) * seconds / 60))
+    return metrics
 
 
 PROGRESS = (

@@ -13,7 +13,7 @@ import lad
 def sample(tokens, correct=0.0, **more):
     """A verified sample with log-probs under pi_old and the reference."""
     s = dict(prompt=[7], tokens=list(tokens), correct=correct, reward=correct, truncated=False)
-    s |= dict(lost=False, failed="", behaviour=[-1.0] * len(tokens))
+    s |= dict(lost=False, failed="", reason="", behaviour=[-1.0] * len(tokens))
     s["old"] = torch.full((len(tokens),), -1.0, dtype=torch.float64)
     s["ref"] = torch.full((len(tokens),), -1.5, dtype=torch.float64)
     return s | more

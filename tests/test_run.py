@@ -41,7 +41,8 @@ ONE_THREAD = {"OMP_NUM_THREADS": "1"}
 KEYS = """step objective reward solve_rate loss entropy grad_norm lr response_tokens truncated
 zero_variance mass_success mass_failure fade_alpha fade_delta fade_p fade_h ratio_max clipped
 rollout_kl tis_mean tokens seconds seconds_rollout seconds_reward seconds_train seconds_sync
-tokens_per_second memory_gb rank_one failed skipped kl trained samples entropy_old""".split()
+tokens_per_second memory_gb rank_one failed skipped kl trained samples entropy_old
+unanswered""".split()
 
 
 def deterministic(lines):

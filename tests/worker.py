@@ -177,7 +177,37 @@ def seeds(folder, out, cfg, device):
     assert whole[0] != whole[1] and whole[0][0] != whole[0][1]
 
 
-TASKS = dict(gradient=gradient, parity=parity, load=load, seeds=seeds)
+def quantized(folder, out, cfg, device):
+    """An engine that quantizes, given other weights by a sync, computes what it computes of them
+    when it is started with them; and something else than an engine that does not quantize."""
+    from transformers import AutoTokenizer
+
+    own = dataclasses.replace(cfg, vllm='{"quantization": "fp8_per_channel"}')
+    prompts = [g[0]["prompt"] for g in make_groups(20)]
+
+    # Weights that are far from those of the folder, and a folder with them
+    model = lad.build_model(folder, cfg, device)
+    torch.manual_seed(1)
+    for p in model.parameters():
+        p.data += 0.1 * torch.randn_like(p)
+    weights = lad.named_weights(model, torch.float32)
+    there = dataclasses.replace(cfg, out=out)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    checkpoint.export(there, weights, model.config, tokenizer, folder)
+
+    # Pushed; loaded; and loaded without being quantized. vLLM's quantized layers need bf16
+    pushed = lad.start_vllm(own, folder, device, dtype="bfloat16")
+    before = lad.generate(pushed, cfg, prompts, 4, 7)
+    with lad.awake(pushed, model, device):
+        after = lad.generate(pushed, cfg, prompts, 4, 7)
+    loaded = lad.start_vllm(own, out + "/hf", device, dtype="bfloat16")
+    plain = lad.start_vllm(cfg, out + "/hf", device, dtype="bfloat16")
+    assert after == lad.generate(loaded, cfg, prompts, 4, 7)
+    assert after != lad.generate(plain, cfg, prompts, 4, 7)
+    assert after != before
+
+
+TASKS = dict(gradient=gradient, parity=parity, load=load, seeds=seeds, quantized=quantized)
 
 
 def main(argv, tasks=TASKS, **changes):
