@@ -174,7 +174,14 @@ def test_the_page_has_every_sign():
     assert sorted(name for name, *_ in sections()) == sorted(signs.CHANGES)
 
 
-@pytest.mark.parametrize(("name", "command", "line"), sections(), ids=lambda x: x.split()[0][:12])
+def commands():
+    """pytest's parameters (sign, command, line): one is quick, the others are slow tests."""
+    for section in sections():
+        marks = () if section[0] == "unanswered" else pytest.mark.slow
+        yield pytest.param(*section, id=section[0], marks=marks)
+
+
+@pytest.mark.parametrize(("name", "command", "line"), commands())
 def test_each_command_of_the_page_shows_its_sign(name, command, line, forks, tmp_path):
     """With the words of the page; its numbers are one machine's."""
     argv = shlex.split(command)[2:]
@@ -201,6 +208,7 @@ def last_lines():
     return list(zip(commands, values, strict=True))
 
 
+@pytest.mark.slow
 def test_symptoms_without_a_sign(forks, tmp_path):
     """A loss of 0 with a gradient; steps too small to move anything. No sign is said."""
     (zero, zero_values), (still, still_values) = last_lines()

@@ -192,6 +192,7 @@ lad.generate = told"""
     assert all(line["rollout_kl"] < 1e-6 for line in steps)
 
 
+@pytest.mark.slow
 def test_weights_arrive_in_an_engine_that_quantizes(forks, random_model, tmp_path):
     """Pushed by a sync they are what the engine makes of them when it starts with them. Needs a CPU
     for which vLLM's build has such a layer."""
@@ -202,6 +203,7 @@ def test_weights_arrive_in_an_engine_that_quantizes(forks, random_model, tmp_pat
     assert codes == [0], said[-4000:]
 
 
+@pytest.mark.slow
 def test_eval_takes_them_and_its_lines_say_so(forks, tmp_path):
     given = '{"max_num_batched_tokens": 4096}'
     flags = ["tiny", "--bench", "tiny", "--n", "1", "--limit", "2", "--max_tokens", "8"]
