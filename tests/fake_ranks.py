@@ -1,0 +1,300 @@
+"""
+One optimizer step of lad.py on the first of many fake GPUs (fake_cuda.py): what it holds, what it
+sends, where it waits. All that runs is lad.py's own; only the weights are not read.
+
+    python tests/fake_ranks.py '[{"model": "Qwen/Qwen2.5-7B", "gpus": 8}]'
+
+prints a line of JSON for each case. The keys of a case: model, of tools/plan.py's table; gpus;
+flags, of lad.py; layers, where not all of the model's blocks are wanted (they are alike); micro,
+the micro-batches of a minibatch (2); steps (1).
+"""
+
+import contextlib
+import dataclasses
+import gc
+import json
+import os
+import sys
+import tempfile
+from collections import Counter
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import fake_cuda
+
+if __name__ == "__main__":
+    fake_cuda.install()
+
+import torch
+from torch.distributed._tools.fsdp2_mem_tracker import FSDPMemTracker
+from torch.distributed.tensor import DTensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import lad
+from harness import checkpoint, lora
+from tools import plan
+
+DEVICE = torch.device("cuda", 0)
+PROMPT = 256  # tokens; plan.py assumes as many
+SAMPLES = 4  # of a micro-batch, which they fill
+GROUP = 2  # samples of a prompt
+
+# ==== 1. What is seen of a step =================================================================
+
+
+SENT = {  # FSDP's collectives, and DTensor's
+    "_allgather_base_": "all-gather",
+    "all_gather_into_tensor": "all-gather",
+    "_reduce_scatter_base_": "reduce-scatter",
+    "allreduce_": "all-reduce",
+    "all_reduce": "all-reduce",
+}
+
+
+class Watch(TorchDispatchMode):
+    """Sees each operator: where Python waits for the device, what is sent, how many rows of logits
+    exist in one tensor."""
+
+    def __init__(self, vocabulary, width):
+        super().__init__()
+        self.vocabulary = vocabulary
+        self.width = width
+        self.forget()
+
+    def forget(self):
+        self.waits = Counter()  # {function of this project: how often it waited}
+        self.calls = Counter()  # {collective: how many}
+        self.bytes = Counter()  # {collective: bytes of the whole tensors}
+        self.logit_rows = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if DTensor in types:
+            return NotImplemented  # it comes again, as what this rank does with its shard
+        kwargs = kwargs or {}
+        name = function.overloadpacket.__name__
+
+        # A number of a tensor. Fake ones have none: any will do
+        if name == "_local_scalar_dense":
+            if args[0].device.type == "cuda":
+                self.waits[place()] += 1
+            return False if args[0].dtype == torch.bool else 1.0
+
+        if name in SENT:
+            self.see_collective(name, args)
+        if name in ("_to_copy", "copy_"):
+            self.see_copy(name, args, kwargs)
+        out = function(*args, **kwargs)
+        if isinstance(out, torch.Tensor):
+            self.see_logits(out)
+        return out
+
+    def see_collective(self, name, args):
+        tensors = []
+        for x in args[:2]:  # the output, the input; lists of them in some
+            tensors += x if isinstance(x, (list, tuple)) else [x]
+        self.calls[SENT[name]] += 1
+        self.bytes[SENT[name]] += max(x.nbytes for x in tensors if isinstance(x, torch.Tensor))
+
+    def see_copy(self, name, args, kwargs):
+        """A copy between host and device for which Python waits."""
+        if name == "copy_":
+            there, here = args[0].device, args[1].device
+            blocks = not (kwargs.get("non_blocking") or args[2:] == (True,))
+        else:
+            here = args[0].device
+            there = torch.device(kwargs.get("device") or here)
+            blocks = not kwargs.get("non_blocking")
+        if blocks and here.type != there.type:
+            self.waits[place()] += 1
+
+    def see_logits(self, x):
+        weight = {self.vocabulary, self.width}
+        if x.dim() == 2 and self.vocabulary in x.shape and set(x.shape) != weight:
+            self.logit_rows = max(self.logit_rows, x.numel() // self.vocabulary)
+
+
+def place():
+    """The innermost function of this project that is running, these tests left out."""
+    frame = sys._getframe(1)
+    while frame:
+        path = Path(frame.f_code.co_filename)
+        ours = path.name in ("lad.py", "baselines.py") or path.parent.name == "harness"
+        if ours:
+            return frame.f_code.co_name
+        frame = frame.f_back
+    return "nobody"
+
+
+class Memory(FSDPMemTracker):
+    """torch's own count of what a rank holds, through many forwards and by phase."""
+
+    def start(self):
+        """A new phase, whose peak is looked for."""
+        now = self.get_tracker_snapshot()
+        self._peak_mem_snap = now
+        self._peak_mem = {device: parts["Total"] for device, parts in now.items()}
+
+    def add(self, model):
+        """Count the shards of a model that is not the one tracked."""
+        for p in model.parameters():
+            self._update_and_maybe_create_winfos(p, self._ref_class.SHARDED_PARAM)
+
+    def peak(self):
+        """{kind of memory: bytes} on the GPU at the highest moment of the phase."""
+        parts = self.get_tracker_snapshot("peak")[DEVICE]
+        return {getattr(kind, "value", kind): size for kind, size in parts.items() if size}
+
+
+# ==== 2. A step =================================================================================
+
+
+def run(case):
+    """The report of a case, a dictionary of plain numbers."""
+    shape = plan.read_shape(case["model"])
+    if "layers" in case:
+        shape = dataclasses.replace(shape, layers=case["layers"])
+    cfg = lad.load_config(["--model", case["model"], *map(str, case.get("flags", []))])
+    with tempfile.TemporaryDirectory() as folder, fake_cuda.world(case["gpus"]):
+        config_of(shape).save_pretrained(folder)
+        report = steps(cfg, shape, folder, case.get("micro", 2), case.get("steps", 1))
+    gc.collect()
+    return report
+
+
+def config_of(m):
+    from transformers import AutoConfig
+
+    return AutoConfig.for_model(
+        m.kind,
+        hidden_size=m.hidden,
+        num_hidden_layers=m.layers,
+        num_attention_heads=m.heads,
+        num_key_value_heads=m.kv,
+        intermediate_size=m.inter,
+        vocab_size=m.vocab,
+        head_dim=m.head,
+        tie_word_embeddings=m.tied,
+    )
+
+
+def steps(cfg, shape, folder, micro, count):
+    """What main() does between one rollout and the next, `count` times: from the second on there
+    are moments."""
+    watch = Watch(shape.vocab, shape.hidden)
+    with watch:
+        model = lad.build_model(folder, cfg, DEVICE)
+        reference = None
+        if plan.has_reference(cfg):
+            reference = model
+            if not cfg.lora_rank:
+                reference = lad.build_model(folder, cfg, DEVICE, trainable=False)
+        trained = [p for p in model.parameters() if p.requires_grad]
+        optimizer = torch.optim.AdamW(trained, cfg.lr, (0.9, cfg.beta2), fused=True)
+        memory = Memory(model, optimizer)
+        if reference not in (None, model):
+            memory.add(reference)
+
+    report = dict(peaks={}, waits={}, calls={}, bytes={})
+    with forgetful(memory), memory, watch:
+        for _ in range(count):
+            groups = make_groups(cfg, micro)
+            for name, phase in phases(model, reference, optimizer, groups, cfg):
+                watch.forget()
+                memory.start()
+                phase()
+                report["peaks"][name] = memory.peak()
+                report["waits"][name] = dict(watch.waits)
+                report["calls"][name] = dict(watch.calls)
+                report["bytes"][name] = dict(watch.bytes)
+                if name == "gradient":
+                    report["logit_rows"] = watch.logit_rows
+                    report["gradients"] = types(p.grad for p in trained)
+    report["weights"] = types(model.parameters())
+    report["trained"] = types(trained)
+    report["moments"] = types(
+        s[key] for s in optimizer.state.values() for key in ("exp_avg", "exp_avg_sq")
+    )
+    return report
+
+
+def phases(model, reference, optimizer, groups, cfg):
+    """(name, function) of what happens to a batch, in order."""
+    samples = [s for group in groups for s in group]
+
+    def score():
+        if lad.needs_old_logprobs(cfg):
+            lad.score_samples(model, "old", samples, cfg, DEVICE)
+        if reference is not None:
+            with lora.switched_off(reference):
+                lad.score_samples(reference, "ref", samples, cfg, DEVICE)
+
+    def weigh():
+        state = lad.new_state()
+        lad.update_state(state, 0.5, 0.5, cfg)
+        lad.set_advantages(groups, cfg, state)
+
+    return [
+        ("score", score),
+        ("weigh", weigh),
+        ("gradient", lambda: lad.accumulate_gradient(model, samples, cfg, DEVICE)),
+        ("optimizer", lambda: lad.optimizer_step(model, optimizer, cfg)),
+    ]
+
+
+def make_groups(cfg, micro):
+    """Samples of one length that fill `micro` micro-batches, in groups."""
+    length = cfg.micro_tokens // SAMPLES - PROMPT
+    groups = []
+    for i in range(micro * SAMPLES // GROUP):
+        prompt = [i + 1] * PROMPT
+        verdict = dict(correct=1.0, reward=1.0, failed="", lost=False, truncated=False)
+        sample = dict(prompt=prompt, tokens=[7] * length, behaviour=[-1.0] * length, **verdict)
+        groups.append([dict(sample) for _ in range(GROUP)])
+    return groups
+
+
+def types(tensors):
+    """The types of tensors, in words."""
+    return sorted({str(x.dtype).removeprefix("torch.") for x in tensors})
+
+
+@contextlib.contextmanager
+def forgetful(memory):
+    """The tracker wants to be told of each forward after the first: pack() comes before each."""
+    pack = lad.pack
+
+    def pack_and_tell(*args):
+        memory.reset_mod_stats()
+        return pack(*args)
+
+    lad.pack = pack_and_tell
+    try:
+        yield
+    finally:
+        lad.pack = pack
+
+
+def stand_in():
+    """What is not tried: reading weights, and a sum over ranks, of which all have what this one
+    has."""
+
+    def all_reduce(values, op="sum"):
+        return [x * lad.world() if op == "sum" else x for x in values]
+
+    lad.all_reduce = all_reduce
+    checkpoint.load_model = lambda model, folder: None
+
+
+# ==== 3. main ===================================================================================
+
+
+def main(argv):
+    stand_in()
+    for case in json.loads(argv[0]):
+        print(json.dumps(dict(case, **run(case))), flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
