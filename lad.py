@@ -256,7 +256,8 @@ class Config(baselines.Knobs):
     compile: str = knob("auto", "the head's element-wise parts (auto: on CUDA), or blocks too",
                         of="auto on blocks off")
     shard_size: int = knob(0, "GPUs that share one copy of the weights; 0: all", 0)
-    reduce_each: bool = knob(False, "reduce gradients after each micro-batch: less memory, slower")
+    reduce_each: bool = knob(True, "reduce gradients after each micro-batch; false: after the "
+                             "last, which sends less and holds a whole fp32 gradient")
     offload: bool = knob(False, "weights, gradients and moments rest in the CPU's memory: slower")
 
     # verifier
@@ -1083,6 +1084,15 @@ def matmul_fp32(a, b):
     return a.to(dtype) @ b.to(dtype)
 
 
+def add_matmul_fp32(total, a, b):
+    """total += a @ b in fp32. On CUDA the product is summed where it belongs: [V,H] in fp32 is
+    too much to hold a second time."""
+    if a.is_cuda and a.dtype in (torch.bfloat16, torch.float16):
+        torch.addmm(total, a, b, out_dtype=torch.float32, out=total)
+    else:
+        total.add_(matmul_fp32(a, b))
+
+
 # What follows works in place where it can: on a CPU a new [C,V] costs more than what is done to it
 
 
@@ -1184,7 +1194,7 @@ def add_gradients(grads, part, dlogits, hidden, weight):
     dlogits = dlogits.to(hidden.dtype)
     dhidden[part] = dlogits @ weight
     if dweight is not None:
-        dweight.add_(matmul_fp32(dlogits.t(), hidden[part]))
+        add_matmul_fp32(dweight, dlogits.t(), hidden[part])
 
 
 def fused_logprob(hidden, weight, targets, temperature=1.0, chunk=4096, gradient=None):
@@ -1385,15 +1395,17 @@ def logprob_forward(model, batch, temperature, chunk, gradient=None):
     return logp, entropy, log_z
 
 
+LOGIT_BYTES = 12  # of the head for a logit of a chunk: three times fp32, at most
+
+
 def largest_chunk(hidden, vocabulary):
-    """Tokens whose logits may exist at once: as many as fit into a quarter of the free memory, at
-    10 bytes for each logit (in fp32, and its gradient in fp32 and in the model's type)."""
+    """Tokens whose logits may exist at once: as many as fit into a quarter of the free memory."""
     free = 2**32
     # what the driver has left, and what torch holds without using it
     if hidden.is_cuda:
         free = torch.cuda.mem_get_info()[0]
         free += torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
-    chunk = free // 4 // (10 * vocabulary) // 256 * 256
+    chunk = free // 4 // (LOGIT_BYTES * vocabulary) // 256 * 256
     return min(max(chunk, 256), 4096)
 
 

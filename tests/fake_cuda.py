@@ -22,9 +22,11 @@ import shutil
 import subprocess
 import tempfile
 from pathlib import Path
+from unittest import mock
 
 SOURCE = Path(__file__).with_suffix(".cpp")
 MEMORY = 80 * 2**30  # bytes of a fake GPU, unless told
+KEPT = []  # for as long as the process lives
 
 
 def compiler():
@@ -40,6 +42,7 @@ def install(memory=MEMORY):
     for path in (root / "lib/libc10.so", root / "lib/libtorch_cpu.so", library):
         ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL)
     answer_for_the_driver(memory)
+    give_kernels()
 
 
 def compile_device(root):
@@ -130,8 +133,17 @@ def answer_for_the_driver(memory):
     torch.autograd.set_multithreading_enabled(False)  # or a device's backward runs in a thread
 
 
-def nobody():
-    return None
+def give_kernels():
+    """The one operator of our models that PyTorch takes apart where a device has no kernel of it,
+    and CUDA has: what its parts would hold is not held."""
+    import torch
+
+    def never_called(*args):
+        raise NotImplementedError("there is no GPU")
+
+    library = torch.library.Library("aten", "IMPL")
+    library.impl("silu_backward", never_called, "CUDA")
+    KEPT.append(library)
 
 
 @contextlib.contextmanager
@@ -139,25 +151,28 @@ def world(ranks):
     """Rank 0 of a process group of so many fake GPUs. Tensors made in here are fake, but for those
     of device meshes, whose numbers steer Python."""
     import torch.distributed as dist
-    from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
+    from torch._subclasses import fake_tensor
     from torch.distributed.tensor import _sharding_prop
     from torch.testing._internal.distributed.fake_pg import FakeStore
 
-    os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE=str(ranks))
-    dist.init_process_group("fake", rank=0, world_size=ranks, store=FakeStore())
     init_device_mesh = dist.init_device_mesh
 
     def really(*args, **options):
-        with unset_fake_temporarily():
+        with fake_tensor.unset_fake_temporarily():
             return init_device_mesh(*args, **options)
 
-    dist.init_device_mesh = really
-    # DTensor finds out shapes by fake tensors of its own, whole ones: not to be counted as ours
-    detect_fake_mode, _sharding_prop.detect_fake_mode = _sharding_prop.detect_fake_mode, nobody
+    patches = [
+        mock.patch.object(dist, "init_device_mesh", really),
+        # DTensor finds out shapes with whole tensors, in a mode of its own: they are not held here
+        mock.patch.object(_sharding_prop, "detect_fake_mode", lambda: None),
+    ]
+    os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE=str(ranks))
+    dist.init_process_group("fake", rank=0, world_size=ranks, store=FakeStore())
     try:
-        with FakeTensorMode(allow_non_fake_inputs=True):
+        with contextlib.ExitStack() as stack:
+            for patch in patches:
+                stack.enter_context(patch)
+            stack.enter_context(fake_tensor.FakeTensorMode(allow_non_fake_inputs=True))
             yield
     finally:
-        dist.init_device_mesh = init_device_mesh
-        _sharding_prop.detect_fake_mode = detect_fake_mode
         dist.destroy_process_group()

@@ -2,20 +2,22 @@
 One optimizer step of lad.py on the first of many fake GPUs (fake_cuda.py): what it holds, what it
 sends, where it waits. All that runs is lad.py's own; only the weights are not read.
 
+    python tests/fake_ranks.py table      # memory: what tools/plan.py says, and what is counted
     python tests/fake_ranks.py '[{"model": "Qwen/Qwen2.5-7B", "gpus": 8}]'
 
-prints a line of JSON for each case. The keys of a case: model, of tools/plan.py's table; gpus;
-flags, of lad.py; layers, where not all of the model's blocks are wanted (they are alike); micro,
-the micro-batches of a minibatch (2); steps (1).
+The second prints a line of JSON for each case. Its keys: model, of plan.py's table; gpus; flags, of
+lad.py; layers, where not all of the model's blocks are wanted (they are alike); micro, the
+micro-batches of a minibatch (2); again, to count once more with torch's FSDPMemTracker. Or one
+key: head, the N, H, V and C of fused_logprob, alone.
 """
 
-import contextlib
 import dataclasses
 import gc
 import json
 import os
 import sys
 import tempfile
+import weakref
 from collections import Counter
 from pathlib import Path
 
@@ -28,9 +30,11 @@ if __name__ == "__main__":
     fake_cuda.install()
 
 import torch
+from torch._guards import active_fake_mode
 from torch.distributed._tools.fsdp2_mem_tracker import FSDPMemTracker
 from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 import lad
 from harness import checkpoint, lora
@@ -55,15 +59,19 @@ SENT = {  # FSDP's collectives, and DTensor's
 
 class Watch(TorchDispatchMode):
     """Sees each operator: where Python waits for the device, what is sent, how many rows of logits
-    exist in one tensor."""
+    exist in one tensor, how many bytes the GPU holds."""
 
     def __init__(self, vocabulary, width):
         super().__init__()
         self.vocabulary = vocabulary
         self.width = width
-        self.forget()
+        self.sizes = {}  # {a storage on the GPU: its bytes}
+        self.held = 0  # bytes of all of them
+        self.start()
 
-    def forget(self):
+    def start(self):
+        """A new phase: forget what was seen, but for what is held."""
+        self.peak = self.held
         self.waits = Counter()  # {function of this project: how often it waited}
         self.calls = Counter()  # {collective: how many}
         self.bytes = Counter()  # {collective: bytes of the whole tensors}
@@ -86,9 +94,43 @@ class Watch(TorchDispatchMode):
         if name in ("_to_copy", "copy_"):
             self.see_copy(name, args, kwargs)
         out = function(*args, **kwargs)
-        if isinstance(out, torch.Tensor):
-            self.see_logits(out)
+        if active_fake_mode() is self.mode:  # and not DTensor's own, with which it finds out shapes
+            for x in tree_leaves(out):
+                if isinstance(x, torch.Tensor) and x.device.type == "cuda":
+                    self.see_memory(x)
+                    self.see_logits(x)
         return out
+
+    def __enter__(self):
+        self.mode = active_fake_mode()
+        self.resize = torch.UntypedStorage.resize_  # FSDP frees and fills its buffers so
+        watch = self
+
+        def resize(storage, size):
+            watch.resize(storage, size)
+            if id(storage) in watch.sizes:
+                watch.hold(id(storage), size)
+
+        torch.UntypedStorage.resize_ = resize
+        return super().__enter__()
+
+    def __exit__(self, *error):
+        torch.UntypedStorage.resize_ = self.resize
+        return super().__exit__(*error)
+
+    def see_memory(self, x):
+        storage = x.untyped_storage()
+        if id(storage) not in self.sizes:
+            weakref.finalize(storage, self.hold, id(storage), None)
+            self.hold(id(storage), storage.size())
+
+    def hold(self, key, size):
+        """A storage has so many bytes from now on; None: it is gone."""
+        self.held -= self.sizes.pop(key, 0)
+        if size is not None:
+            self.sizes[key] = -(-size // 512) * 512  # the allocator's smallest piece
+            self.held += self.sizes[key]
+        self.peak = max(self.peak, self.held)
 
     def see_collective(self, name, args):
         tensors = []
@@ -127,26 +169,6 @@ def place():
     return "nobody"
 
 
-class Memory(FSDPMemTracker):
-    """torch's own count of what a rank holds, through many forwards and by phase."""
-
-    def start(self):
-        """A new phase, whose peak is looked for."""
-        now = self.get_tracker_snapshot()
-        self._peak_mem_snap = now
-        self._peak_mem = {device: parts["Total"] for device, parts in now.items()}
-
-    def add(self, model):
-        """Count the shards of a model that is not the one tracked."""
-        for p in model.parameters():
-            self._update_and_maybe_create_winfos(p, self._ref_class.SHARDED_PARAM)
-
-    def peak(self):
-        """{kind of memory: bytes} on the GPU at the highest moment of the phase."""
-        parts = self.get_tracker_snapshot("peak")[DEVICE]
-        return {getattr(kind, "value", kind): size for kind, size in parts.items() if size}
-
-
 # ==== 2. A step =================================================================================
 
 
@@ -158,7 +180,7 @@ def run(case):
     cfg = lad.load_config(["--model", case["model"], *map(str, case.get("flags", []))])
     with tempfile.TemporaryDirectory() as folder, fake_cuda.world(case["gpus"]):
         config_of(shape).save_pretrained(folder)
-        report = steps(cfg, shape, folder, case.get("micro", 2), case.get("steps", 1))
+        report = step(cfg, shape, folder, case.get("micro", 2), case.get("again"))
     gc.collect()
     return report
 
@@ -179,9 +201,25 @@ def config_of(m):
     )
 
 
-def steps(cfg, shape, folder, micro, count):
-    """What main() does between one rollout and the next, `count` times: from the second on there
-    are moments."""
+def run_head(N, H, V, C):
+    """Forward and backward of fused_logprob: the bytes of its peak, beside its inputs."""
+    with fake_cuda.world(1), Watch(V, H) as watch:
+        hidden = torch.empty(N, H, device=DEVICE, dtype=torch.bfloat16, requires_grad=True)
+        weight = torch.empty(V, H, device=DEVICE, dtype=torch.bfloat16, requires_grad=True)
+        targets = torch.zeros(N, device=DEVICE, dtype=torch.long)
+        inputs = watch.held
+
+        def gradient(part, logp, entropy):
+            return torch.ones_like(logp)
+
+        logp, _ = lad.fused_logprob(hidden, weight, targets, 0.9, C, gradient)
+        logp.sum().backward()
+    return dict(peak=watch.peak - inputs)
+
+
+def step(cfg, shape, folder, micro, again):
+    """What main() does between one rollout and the next."""
+    report = dict(peaks={}, waits={}, calls={}, bytes={})
     watch = Watch(shape.vocab, shape.hidden)
     with watch:
         model = lad.build_model(folder, cfg, DEVICE)
@@ -192,31 +230,36 @@ def steps(cfg, shape, folder, micro, count):
                 reference = lad.build_model(folder, cfg, DEVICE, trainable=False)
         trained = [p for p in model.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(trained, cfg.lr, (0.9, cfg.beta2), fused=True)
-        memory = Memory(model, optimizer)
-        if reference not in (None, model):
-            memory.add(reference)
+        checkpoint.start_moments(optimizer, 1)  # there is no first step, whose memory would be less
 
-    report = dict(peaks={}, waits={}, calls={}, bytes={})
-    with forgetful(memory), memory, watch:
-        for _ in range(count):
-            groups = make_groups(cfg, micro)
-            for name, phase in phases(model, reference, optimizer, groups, cfg):
-                watch.forget()
-                memory.start()
-                phase()
-                report["peaks"][name] = memory.peak()
-                report["waits"][name] = dict(watch.waits)
-                report["calls"][name] = dict(watch.calls)
-                report["bytes"][name] = dict(watch.bytes)
-                if name == "gradient":
-                    report["logit_rows"] = watch.logit_rows
-                    report["gradients"] = types(p.grad for p in trained)
+        groups = make_groups(cfg, micro)
+        for name, phase in phases(model, reference, optimizer, groups, cfg):
+            watch.start()
+            phase()
+            report["peaks"][name] = watch.peak
+            report["waits"][name] = dict(watch.waits)
+            report["calls"][name] = dict(watch.calls)
+            report["bytes"][name] = dict(watch.bytes)
+            if name == "gradient":
+                report["logit_rows"] = watch.logit_rows
+                report["gradients"] = types(p.grad for p in trained)
+        if again:
+            report["by_torch"] = count_by_torch(model, optimizer, groups, cfg)
+
+    states = optimizer.state.values()
+    report["moments"] = types(state[key] for state in states for key in ("exp_avg", "exp_avg_sq"))
     report["weights"] = types(model.parameters())
     report["trained"] = types(trained)
-    report["moments"] = types(
-        s[key] for s in optimizer.state.values() for key in ("exp_avg", "exp_avg_sq")
-    )
     return report
+
+
+def count_by_torch(model, optimizer, groups, cfg):
+    """The peak of one micro-batch's gradient by torch's own tracker; of several, and of LoRA, it
+    keeps what nobody else does."""
+    samples = [s for group in groups for s in group]
+    with FSDPMemTracker(model, optimizer) as tracker:
+        lad.accumulate_gradient(model, samples, cfg, DEVICE)
+        return tracker.get_tracker_snapshot("peak")[DEVICE]["Total"]
 
 
 def phases(model, reference, optimizer, groups, cfg):
@@ -260,22 +303,6 @@ def types(tensors):
     return sorted({str(x.dtype).removeprefix("torch.") for x in tensors})
 
 
-@contextlib.contextmanager
-def forgetful(memory):
-    """The tracker wants to be told of each forward after the first: pack() comes before each."""
-    pack = lad.pack
-
-    def pack_and_tell(*args):
-        memory.reset_mod_stats()
-        return pack(*args)
-
-    lad.pack = pack_and_tell
-    try:
-        yield
-    finally:
-        lad.pack = pack
-
-
 def stand_in():
     """What is not tried: reading weights, and a sum over ranks, of which all have what this one
     has."""
@@ -290,10 +317,38 @@ def stand_in():
 # ==== 3. main ===================================================================================
 
 
+def print_table():
+    """A markdown table of the runs in docs/planning.md's: the bytes of a GPU while it trains."""
+    print("| model | GPUs | flags | planned | counted | planned over counted |")
+    print("|---|---|---|---|---|---|")
+    for model in plan.TABLE:
+        for gpus in (1, 8, 16, 64):
+            cfg = lad.load_config(["--model", model])
+            shape = plan.read_shape(model)
+            length = cfg.max_tokens / 2
+            flags, planned = plan.advise(cfg, shape, gpus, 139 * plan.GIB, length)
+            words = [word for k, v in (flags or {}).items() for word in (f"--{k}", str(v).lower())]
+            report = run(dict(model=model, gpus=gpus, flags=words))
+            print(row_of_table(model, gpus, words, planned, report), flush=True)
+
+
+def row_of_table(model, gpus, words, planned, report):
+    """What lies outside of torch's allocator, and is assumed, is in neither."""
+    says = (planned["training"] - plan.ASSUMPTIONS["overhead"]) / plan.GIB
+    holds = max(report["peaks"].values()) / plan.GIB
+    flags = f"`{' '.join(words)}`" if words else "none"
+    name = model.split("/")[1]
+    return f"| {name} | {gpus} | {flags} | {says:.2f} GiB | {holds:.2f} GiB | {says / holds:.3f} |"
+
+
 def main(argv):
     stand_in()
-    for case in json.loads(argv[0]):
-        print(json.dumps(dict(case, **run(case))), flush=True)
+    if argv == ["table"]:
+        print_table()
+    else:
+        for case in json.loads(argv[0]):
+            report = run_head(*case["head"]) if "head" in case else run(case)
+            print(json.dumps(dict(case, **report)), flush=True)
 
 
 if __name__ == "__main__":

@@ -222,10 +222,10 @@ def test_what_the_plan_says_moves_as_it_must():
 
     P = plan.parameters(m)[0]
     assert at()["weights"] == P / 2 and at()["moments"] == P and at(shard_size=4)["weights"] == P
-    assert (
-        at()["gradients"] == 4 * P and at(reduce_each=True)["gradients"] == P / 2
-    )  # whole gradients are what a big model dies of
-    assert at(checkpointing=False)["activations"] > 5 * at()["activations"]
+    # whole gradients are what a big model dies of
+    assert at()["gradients"] == P / 2 and at(reduce_each=False)["gradients"] == 4 * P
+    assert at(reduce_each=False)["update"] == at()["update"] + 3.5 * P
+    assert at(checkpointing=False)["update"] > 5 * at()["update"]
     assert (
         at(tensor_parallel=2)["vllm_weights"] == P
         and at(kl_coef=0.1)["training"] == at()["training"] + P / 2
