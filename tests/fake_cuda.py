@@ -22,6 +22,7 @@ import shutil
 import subprocess
 import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 from unittest import mock
 
 SOURCE = Path(__file__).with_suffix(".cpp")
@@ -122,6 +123,8 @@ def answer_for_the_driver(memory):
         "memory_reserved": 0,
         "memory_allocated": 0,
         "max_memory_allocated": 0,
+        "reset_peak_memory_stats": None,
+        "get_device_properties": SimpleNamespace(total_memory=memory, name="a fake"),
     }
     for name, value in answers.items():
         setattr(torch.cuda, name, lambda *args, value=value, **options: value)

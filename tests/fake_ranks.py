@@ -7,10 +7,12 @@ sends, where it waits. All that runs is lad.py's own; only the weights are not r
 
 The second prints a line of JSON for each case. Its keys: model, of plan.py's table; gpus; flags, of
 lad.py; layers, where not all of the model's blocks are wanted (they are alike); micro, the
-micro-batches of a minibatch (2); again, to count once more with torch's FSDPMemTracker. Or one
-key: head, the N, H, V and C of fused_logprob, alone.
+micro-batches of a minibatch (2); again, to count once more with torch's FSDPMemTracker. Or, in
+place of a step: head, the N, H, V and C of fused_logprob; engine, to push weights to a vLLM that
+only says what it is asked for.
 """
 
+import contextlib
 import dataclasses
 import gc
 import json
@@ -20,6 +22,8 @@ import tempfile
 import weakref
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
+from unittest import mock
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -37,7 +41,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import lad
-from harness import checkpoint, lora
+from harness import checkpoint, families, lora
 from tools import plan
 
 DEVICE = torch.device("cuda", 0)
@@ -89,11 +93,13 @@ class Watch(TorchDispatchMode):
                 self.waits[place()] += 1
             return False if args[0].dtype == torch.bool else 1.0
 
-        if name in SENT:
-            self.see_collective(name, args)
         if name in ("_to_copy", "copy_"):
             self.see_copy(name, args, kwargs)
         out = function(*args, **kwargs)
+        if name in SENT:
+            tensors = [x for x in tree_leaves((args, out)) if isinstance(x, torch.Tensor)]
+            self.calls[SENT[name]] += 1
+            self.bytes[SENT[name]] += max(x.nbytes for x in tensors)
         if active_fake_mode() is self.mode:  # and not DTensor's own, with which it finds out shapes
             for x in tree_leaves(out):
                 if isinstance(x, torch.Tensor) and x.device.type == "cuda":
@@ -132,13 +138,6 @@ class Watch(TorchDispatchMode):
             self.held += self.sizes[key]
         self.peak = max(self.peak, self.held)
 
-    def see_collective(self, name, args):
-        tensors = []
-        for x in args[:2]:  # the output, the input; lists of them in some
-            tensors += x if isinstance(x, (list, tuple)) else [x]
-        self.calls[SENT[name]] += 1
-        self.bytes[SENT[name]] += max(x.nbytes for x in tensors if isinstance(x, torch.Tensor))
-
     def see_copy(self, name, args, kwargs):
         """A copy between host and device for which Python waits."""
         if name == "copy_":
@@ -174,15 +173,24 @@ def place():
 
 def run(case):
     """The report of a case, a dictionary of plain numbers."""
-    shape = plan.read_shape(case["model"])
-    if "layers" in case:
-        shape = dataclasses.replace(shape, layers=case["layers"])
-    cfg = lad.load_config(["--model", case["model"], *map(str, case.get("flags", []))])
+    if "head" in case:
+        return run_head(*case["head"])
+    if "engine" in case:
+        return run_engine(case)
+    shape, cfg = settings_of(case)
     with tempfile.TemporaryDirectory() as folder, fake_cuda.world(case["gpus"]):
         config_of(shape).save_pretrained(folder)
         report = step(cfg, shape, folder, case.get("micro", 2), case.get("again"))
     gc.collect()
     return report
+
+
+def settings_of(case):
+    """(the model's Shape, Config) of a case."""
+    shape = plan.read_shape(case["model"])
+    if "layers" in case:
+        shape = dataclasses.replace(shape, layers=case["layers"])
+    return shape, lad.load_config(["--model", case["model"], *case.get("flags", [])])
 
 
 def config_of(m):
@@ -199,6 +207,49 @@ def config_of(m):
         head_dim=m.head,
         tie_word_embeddings=m.tied,
     )
+
+
+def run_engine(case):
+    """What vLLM is asked for, in order, and which weights it is given."""
+    asked = []
+
+    class Engine:
+        def __init__(self, folder, **settings):
+            self.settings = settings
+            self.given = []
+
+        def sleep(self, level):
+            asked.append(f"sleep {level}")
+
+        def wake_up(self, parts):
+            asked.append(f"wake {parts[0]}")
+
+        def collective_rpc(self, method, kwargs):
+            asked.append(method)
+            self.given = [(x.dtype, x.device.type) for _, x in kwargs["weights_iterator"]]
+
+        def reset_prefix_cache(self):
+            asked.append("reset prefix cache")
+
+    shape, cfg = settings_of(case)
+    patches = [
+        mock.patch.dict(sys.modules, vllm=SimpleNamespace(LLM=Engine)),
+        mock.patch.object(families, "elements_in", lambda folder: plan.parameters(shape)[0]),
+        mock.patch("torch.cuda.reset_peak_memory_stats", lambda: asked.append("reset peak")),
+    ]
+    watch = Watch(shape.vocab, shape.hidden)
+    with contextlib.ExitStack() as stack, tempfile.TemporaryDirectory() as folder:
+        for context in (*patches, fake_cuda.world(case["gpus"]), watch):
+            stack.enter_context(context)
+        config_of(shape).save_pretrained(folder)
+        engine = lad.start_vllm(cfg, folder, DEVICE)
+        model = lad.build_model(folder, cfg, DEVICE)
+        watch.start()
+        with lad.awake(engine, model, DEVICE):
+            asked.append("generate")
+    settings = {key: str(value) for key, value in engine.settings.items()}
+    given = sorted({f"{dtype} {device}".removeprefix("torch.") for dtype, device in engine.given})
+    return dict(asked=asked, settings=settings, given=given, bytes=dict(watch.bytes))
 
 
 def run_head(N, H, V, C):
@@ -347,8 +398,7 @@ def main(argv):
         print_table()
     else:
         for case in json.loads(argv[0]):
-            report = run_head(*case["head"]) if "head" in case else run(case)
-            print(json.dumps(dict(case, **report)), flush=True)
+            print(json.dumps(dict(case, **run(case))), flush=True)
 
 
 if __name__ == "__main__":

@@ -54,12 +54,18 @@ def run(cases):
     return dict(zip(cases, reports, strict=True))
 
 
+ENGINES = {
+    "engine": dict(engine=True, model=QWEN_7B, gpus=8, layers=2, flags=[]),
+    "engine, offload": dict(
+        engine=True, model=QWEN_7B, gpus=8, layers=2, flags=["--offload", "true"]
+    ),
+}
 HEADS = {chunk: dict(head=[8192, 1024, 50_000, chunk]) for chunk in (512, 1024)}
 
 
 @pytest.fixture(scope="module")
 def quick():
-    return run(QUICK | HEADS)
+    return run(QUICK | ENGINES | HEADS)
 
 
 def config_and_shape(case):
@@ -139,6 +145,27 @@ def test_no_more_is_sent_than_fsdp_must(quick, name):
     assert calls.get("all-reduce", 0) == (times * units if groups > 1 else 0)
 
     assert report["calls"]["optimizer"] == {"all-reduce": 1}  # the norm
+
+
+@pytest.mark.parametrize("name", ENGINES)
+def test_what_vllm_is_asked_for(quick, name):
+    report = quick[name]
+    _, shape = config_and_shape(ENGINES[name])
+    P, _ = plan.parameters(shape)
+
+    # The trainer's peak begins when vLLM sleeps; its cache comes when the weights are over
+    asleep = ["sleep 2", "reset peak"]
+    pushed = ["wake weights", "reload_weights", "wake kv_cache", "reset prefix cache", "generate"]
+    assert report["asked"] == asleep + pushed + asleep
+
+    # Logits in fp32; a KV cache of a size that we know
+    assert report["settings"]["hf_overrides"] == "{'head_dtype': 'float32'}"
+    cache = int(0.6 * 80 * GIB - 2 * P - lad.VLLM_OWN)
+    assert report["settings"]["kv_cache_memory_bytes"] == str(cache)
+
+    # Cast before they are gathered, on the GPU wherever they rest
+    assert report["given"] == ["bfloat16 cuda"]
+    assert report["bytes"]["all-gather"] == pytest.approx(2 * P, rel=1e-3)
 
 
 def test_bytes_of_the_head(quick):
