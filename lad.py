@@ -1731,8 +1731,9 @@ def accumulate_gradient(model, samples, cfg, device):
     stats = []
     for i, micro in enumerate(micros):
         is_last = i == len(micros) - 1
-        if sharded:  # gradients are reduced after the last micro-batch, unless told otherwise
+        if sharded:  # reduced after each micro-batch, unless told otherwise; between groups at last
             model.set_requires_gradient_sync(cfg.reduce_each or cfg.offload or is_last)
+            model.set_requires_all_reduce(cfg.offload or is_last)
         batch = pack(micro, device)
         inputs = loss_inputs(micro, batch["seq"], device)
 

@@ -336,9 +336,10 @@ def moment_bytes(cfg, m, share, N, C, c, is_sharded):
     hidden = N * m.hidden * c
     kept = kept_bytes(m, N, c, cfg.checkpointing)
 
-    # FSDP gathers into one buffer and copies each weight out of it. A block more is on its way
-    # while one is used, and stays there until it is replaced
-    gathered = c * (root + block) * is_sharded
+    # FSDP gathers into one buffer and copies each weight out of it. Where there is something to
+    # gather a block more is on its way while one is used, and stays there until it is replaced
+    coming = block if share < 1 else 0
+    gathered = c * (root + coming) * is_sharded
     gather = 2 * gathered
 
     # Head: the gradient of its weights is summed in fp32; without that, of its input alone
