@@ -1218,6 +1218,17 @@ def naive_logprob(hidden, weight, targets, temperature=1.0):
     return logp.gather(-1, targets[:, None])[:, 0], entropy
 
 
+def compile_for_chunks(function, **options):
+    """A function of logits [C,V], compiled once for any C. V is the model's: a constant."""
+    compiled = torch.compile(function, dynamic=True, **options)
+
+    def run(logits, *more):
+        torch._dynamo.mark_static(logits, 1)
+        return compiled(logits, *more)
+
+    return run
+
+
 def turn_on_compile(cfg, device, model):
     """Compile the two element-wise functions of the head and, with compile = blocks, the decoder's
     blocks too. dynamic, since lines have any length: one compilation serves them all."""
@@ -1228,8 +1239,8 @@ def turn_on_compile(cfg, device, model):
         print0("compile   no C++ compiler on this machine: running eagerly")
         return
     global logits_to_logp, logp_to_dlogits
-    logits_to_logp = torch.compile(logits_to_logp, dynamic=True)
-    logp_to_dlogits = torch.compile(logp_to_dlogits, dynamic=True)
+    logits_to_logp = compile_for_chunks(logits_to_logp)
+    logp_to_dlogits = compile_for_chunks(logp_to_dlogits)
     if cfg.compile == "blocks":
         for block in model.base_model.layers:
             block.compile(dynamic=True)

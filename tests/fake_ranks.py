@@ -378,7 +378,9 @@ def print_table():
             shape = plan.read_shape(model)
             length = cfg.max_tokens / 2
             flags, planned = plan.advise(cfg, shape, gpus, 139 * plan.GIB, length)
-            words = [word for k, v in (flags or {}).items() for word in (f"--{k}", str(v).lower())]
+            if flags is None:
+                continue  # it does not fit
+            words = [word for k, v in flags.items() for word in (f"--{k}", str(v).lower())]
             report = run(dict(model=model, gpus=gpus, flags=words))
             print(row_of_table(model, gpus, words, planned, report), flush=True)
 
