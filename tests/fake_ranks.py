@@ -41,7 +41,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import lad
-from harness import checkpoint, families, lora
+from harness import checkpoint, families, lora, vllm_options
 from tools import plan
 
 DEVICE = torch.device("cuda", 0)
@@ -234,6 +234,7 @@ def run_engine(case):
     shape, cfg = settings_of(case)
     patches = [
         mock.patch.dict(sys.modules, vllm=SimpleNamespace(LLM=Engine)),
+        mock.patch.object(vllm_options, "known", lambda given: {}),  # it asks vLLM itself
         mock.patch.object(families, "elements_in", lambda folder: plan.parameters(shape)[0]),
         mock.patch("torch.cuda.reset_peak_memory_stats", lambda: asked.append("reset peak")),
     ]
