@@ -134,6 +134,7 @@ from harness.ranks import (
     leave_together,
     print0,
     rank,
+    take_threads,
     uses_cuda,
     watch,
     world,
@@ -1867,6 +1868,8 @@ def main(argv):
         else:
             reference = build_model(reference_folder, cfg, device, trainable=False)
     turn_on_compile(cfg, device, model)
+    if cfg.offload and device.type == "cuda":
+        take_threads()
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(
         trained, cfg.lr, (0.9, cfg.beta2), weight_decay=cfg.weight_decay, fused=True
