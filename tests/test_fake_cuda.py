@@ -214,9 +214,11 @@ def test_memory_of_whole_models_is_as_planned():
         "7B": defaults,
         "once": dict(defaults, micro=1, layers=4, again=True),
         "70B": dict(model="meta-llama/Meta-Llama-3-70B", gpus=64, flags=[]),
+        "CWM": dict(model="facebook/cwm-sft", gpus=32, layers=4, flags=["--objective", "fade"]),
     }
     reports = run(cases)
     for name, report in reports.items():
+        check_step(cases[name], report)
         check_memory(cases[name], report)
     assert max(reports["7B"]["peaks"].values()) < 37 * GIB
     assert reports["once"]["by_torch"] == reports["once"]["peaks"]["gradient"]
