@@ -134,6 +134,7 @@ from harness.ranks import (
     leave_together,
     print0,
     rank,
+    take_threads,
     uses_cuda,
     watch,
     world,
@@ -256,7 +257,8 @@ class Config(baselines.Knobs):
     compile: str = knob("auto", "the head's element-wise parts (auto: on CUDA), or blocks too",
                         of="auto on blocks off")
     shard_size: int = knob(0, "GPUs that share one copy of the weights; 0: all", 0)
-    reduce_each: bool = knob(False, "reduce gradients after each micro-batch: less memory, slower")
+    reduce_each: bool = knob(True, "reduce gradients after each micro-batch; false: after the "
+                             "last, which sends less and holds a whole fp32 gradient")
     offload: bool = knob(False, "weights, gradients and moments rest in the CPU's memory: slower")
 
     # verifier
@@ -1083,6 +1085,15 @@ def matmul_fp32(a, b):
     return a.to(dtype) @ b.to(dtype)
 
 
+def add_matmul_fp32(total, a, b):
+    """total += a @ b in fp32. On CUDA the product is summed where it belongs: [V,H] in fp32 is
+    too much to hold a second time."""
+    if a.is_cuda and a.dtype in (torch.bfloat16, torch.float16):
+        torch.addmm(total, a, b, out_dtype=torch.float32, out=total)
+    else:
+        total.add_(matmul_fp32(a, b))
+
+
 # What follows works in place where it can: on a CPU a new [C,V] costs more than what is done to it
 
 
@@ -1184,7 +1195,7 @@ def add_gradients(grads, part, dlogits, hidden, weight):
     dlogits = dlogits.to(hidden.dtype)
     dhidden[part] = dlogits @ weight
     if dweight is not None:
-        dweight.add_(matmul_fp32(dlogits.t(), hidden[part]))
+        add_matmul_fp32(dweight, dlogits.t(), hidden[part])
 
 
 def fused_logprob(hidden, weight, targets, temperature=1.0, chunk=4096, gradient=None):
@@ -1208,6 +1219,17 @@ def naive_logprob(hidden, weight, targets, temperature=1.0):
     return logp.gather(-1, targets[:, None])[:, 0], entropy
 
 
+def compile_for_chunks(function, **options):
+    """A function of logits [C,V], compiled once for any C. V is the model's: a constant."""
+    compiled = torch.compile(function, dynamic=True, **options)
+
+    def run(logits, *more):
+        torch._dynamo.mark_static(logits, 1)
+        return compiled(logits, *more)
+
+    return run
+
+
 def turn_on_compile(cfg, device, model):
     """Compile the two element-wise functions of the head and, with compile = blocks, the decoder's
     blocks too. dynamic, since lines have any length: one compilation serves them all."""
@@ -1218,8 +1240,8 @@ def turn_on_compile(cfg, device, model):
         print0("compile   no C++ compiler on this machine: running eagerly")
         return
     global logits_to_logp, logp_to_dlogits
-    logits_to_logp = torch.compile(logits_to_logp, dynamic=True)
-    logp_to_dlogits = torch.compile(logp_to_dlogits, dynamic=True)
+    logits_to_logp = compile_for_chunks(logits_to_logp)
+    logp_to_dlogits = compile_for_chunks(logp_to_dlogits)
     if cfg.compile == "blocks":
         for block in model.base_model.layers:
             block.compile(dynamic=True)
@@ -1385,15 +1407,17 @@ def logprob_forward(model, batch, temperature, chunk, gradient=None):
     return logp, entropy, log_z
 
 
+LOGIT_BYTES = 12  # of the head for a logit of a chunk: three times fp32, at most
+
+
 def largest_chunk(hidden, vocabulary):
-    """Tokens whose logits may exist at once: as many as fit into a quarter of the free memory, at
-    10 bytes for each logit (in fp32, and its gradient in fp32 and in the model's type)."""
+    """Tokens whose logits may exist at once: as many as fit into a quarter of the free memory."""
     free = 2**32
     # what the driver has left, and what torch holds without using it
     if hidden.is_cuda:
         free = torch.cuda.mem_get_info()[0]
         free += torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
-    chunk = free // 4 // (10 * vocabulary) // 256 * 256
+    chunk = free // 4 // (LOGIT_BYTES * vocabulary) // 256 * 256
     return min(max(chunk, 256), 4096)
 
 
@@ -1719,8 +1743,9 @@ def accumulate_gradient(model, samples, cfg, device):
     stats = []
     for i, micro in enumerate(micros):
         is_last = i == len(micros) - 1
-        if sharded:  # gradients are reduced after the last micro-batch, unless told otherwise
+        if sharded:  # reduced after each micro-batch, unless told otherwise; between groups at last
             model.set_requires_gradient_sync(cfg.reduce_each or cfg.offload or is_last)
+            model.set_requires_all_reduce(cfg.offload or is_last)
         batch = pack(micro, device)
         inputs = loss_inputs(micro, batch["seq"], device)
 
@@ -1843,6 +1868,8 @@ def main(argv):
         else:
             reference = build_model(reference_folder, cfg, device, trainable=False)
     turn_on_compile(cfg, device, model)
+    if cfg.offload and device.type == "cuda":
+        take_threads()
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(
         trained, cfg.lr, (0.9, cfg.beta2), weight_decay=cfg.weight_decay, fused=True

@@ -63,7 +63,7 @@ def save(cfg, model, optimizer, moving, progress):
     tensors = tensors_of(model, optimizer, moving)
     error = None
     try:
-        writer = HuggingFaceStorageWriter(str(temporary), save_distributed=True)
+        writer = HuggingFaceStorageWriter(str(temporary), pieces(tensors), save_distributed=True)
         dcp.save(tensors, storage_writer=writer)
         if rank() == 0:
             state = dict(progress, updates=updates_of(optimizer), files=sizes(temporary))
@@ -91,6 +91,23 @@ def save(cfg, model, optimizer, moving, progress):
     return True
 
 
+PIECE = 2**30  # bytes of a file, about
+
+
+def pieces(tensors):
+    """{name: number of the file} of a rank's tensors, from 1 on. A file is made as a whole in the
+    host's memory, where there are three copies of it for a moment: so they are many, and small."""
+    found = {}
+    written = 0
+    for name, x in tensors.items():
+        found[name] = 1 + written // PIECE
+        shard = x.to_local() if hasattr(x, "to_local") else x
+        written += shard.nbytes
+    # Numbers without a gap, where one tensor is more than a file
+    order = {number: i + 1 for i, number in enumerate(dict.fromkeys(found.values()))}
+    return {name: order[number] for name, number in found.items()}
+
+
 def rotate(cfg, step):
     """Remove all but the newest checkpoints up to `step`, and what a kill has left half removed or
     half written. What is not a whole checkpoint of this run stays as it is."""
@@ -100,6 +117,15 @@ def rotate(cfg, step):
     for old in ours[: -cfg.checkpoint_keep]:
         old.rename(temporary)  # whoever is killed from here on leaves no half of a checkpoint
         shutil.rmtree(temporary)
+
+
+def start_moments(optimizer, updates):
+    """Adam's state as it is after so many steps, with moments to be filled."""
+    for p in optimizer.param_groups[0]["params"]:
+        step = torch.full((), float(updates), device=p.device)
+        optimizer.state[p] = dict(
+            step=step, exp_avg=torch.zeros_like(p), exp_avg_sq=torch.zeros_like(p)
+        )
 
 
 def updates_of(optimizer):
@@ -211,11 +237,7 @@ def load(cfg, found, model, optimizer, moving):
 
     path, saved = found
     if saved["updates"]:
-        for p in (p for p in model.parameters() if p.requires_grad):
-            step = torch.tensor(float(saved["updates"]), device=p.device)
-            optimizer.state[p] = dict(
-                step=step, exp_avg=torch.zeros_like(p), exp_avg_sq=torch.zeros_like(p)
-            )
+        start_moments(optimizer, saved["updates"])
     dcp.load(
         tensors_of(model, optimizer, moving), storage_reader=HuggingFaceStorageReader(str(path))
     )

@@ -102,6 +102,13 @@ def join(cfg):
     return torch.device("cuda", local_rank) if cuda else torch.device("cpu")
 
 
+def take_threads():
+    """This rank's share of the machine's cores. torchrun gives a process one thread unless it is
+    told, and with offload the clip and Adam are the CPU's."""
+    cores = len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    torch.set_num_threads(max(cores, 1))
+
+
 def be_quiet():
     """Libraries that report on every file they read."""
     from transformers.utils import logging as hf_logging

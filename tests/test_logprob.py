@@ -150,18 +150,26 @@ def test_flops_are_six_or_eight_nhv():
 
 
 def test_one_compilation_without_a_break_for_rows_of_any_length():
-    """fullgraph refuses graph breaks; the counter sees one graph for chunks of many sizes."""
-    from torch._dynamo.testing import CompileCounter
-
+    """fullgraph refuses graph breaks; one graph serves chunks of many sizes, and knows V."""
     torch._dynamo.reset()
-    first, second = CompileCounter(), CompileCounter()
-    a = torch.compile(lad.logits_to_logp, backend=first, dynamic=True, fullgraph=True)
-    b = torch.compile(lad.logp_to_dlogits, backend=second, dynamic=True, fullgraph=True)
+    graphs = []
+
+    def backend(graph, inputs):
+        inputs = [node for node in graph.graph.nodes if node.op == "placeholder"]
+        examples = [node.meta["example_value"] for node in inputs]
+        graphs.append([x.shape for x in examples if isinstance(x, torch.Tensor) and x.dim() == 2])
+        return graph.forward
+
+    options = dict(backend=backend, fullgraph=True)
+    a = lad.compile_for_chunks(lad.logits_to_logp, **options)
+    b = lad.compile_for_chunks(lad.logp_to_dlogits, **options)
     for n in (64, 64, 37, 5, 200):
         logits, targets = torch.randn(n, 33), torch.randint(33, (n,))
         logp, entropy, lse = a(logits, targets, 0.8)
         b(logits, targets, 0.8, lse, entropy, torch.ones(n), None)
-    assert first.frame_count == second.frame_count == 1
+    assert len(graphs) == 2
+    for [(C, V)] in graphs:
+        assert isinstance(C, torch.SymInt) and isinstance(V, int) and V == 33
     torch._dynamo.reset()
 
 

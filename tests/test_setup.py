@@ -102,3 +102,15 @@ def test_a_fault_that_was_caught_has_its_traceback_on_request(monkeypatch, capsy
     said = capsys.readouterr().err
     assert said.endswith("error: vLLM did not start: deep inside\n")
     assert ("Traceback" in said and __file__ in said) == debug and (said.count("\n") == 1) != debug
+
+
+@pytest.mark.parametrize("cores,ranks_here,threads", [(96, "8", 12), (2, "8", 1), (4, None, 4)])
+def test_a_rank_takes_its_share_of_the_cores(monkeypatch, cores, ranks_here, threads):
+    taken = []
+    monkeypatch.setattr(ranks.torch, "set_num_threads", taken.append)
+    monkeypatch.setattr(ranks.os, "sched_getaffinity", lambda pid: set(range(cores)))
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    if ranks_here:
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", ranks_here)
+    ranks.take_threads()
+    assert taken == [threads]

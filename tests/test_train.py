@@ -99,6 +99,11 @@ def test_gradient_is_that_of_the_loss_written_plainly(gradients, random_model):
         assert distance(got, want) < 1e-5, objective
 
 
+def test_gradients_of_groups_of_ranks(forks, random_model):
+    """shard_size, and reduce_each with it: the worker compares."""
+    forks.run("tests/worker.py", "groups", random_model, "-", ranks=2)
+
+
 @pytest.mark.parametrize(
     "ranks,tied",
     [

@@ -207,7 +207,30 @@ def quantized(folder, out, cfg, device):
     assert after != before
 
 
-TASKS = dict(gradient=gradient, parity=parity, load=load, seeds=seeds, quantized=quantized)
+def groups(folder, out, cfg, device):
+    """In groups of one rank, each with all of the weights, gradients are those of one group of all,
+    whenever they meet."""
+    whole = {}
+    for size, each in itertools.product((0, 1), (False, True)):
+        now = dataclasses.replace(cfg, shard_size=size, reduce_each=each, micro_tokens=40)
+        model = lad.build_model(folder, now, device)
+        drawn = make_groups(model.config.vocab_size)[dist.get_rank() :: dist.get_world_size()]
+        samples = [s for g in drawn for s in g]
+        assert len(lad.micro_batches(samples, now)) > 2
+        lad.accumulate_gradient(model, samples, now, device)
+        for name, p in model.named_parameters():
+            want = whole.setdefault(name, full(p.grad))
+            assert (full(p.grad) - want).norm() < 1e-5 * want.norm(), (name, size, each)
+
+
+TASKS = dict(
+    gradient=gradient,
+    parity=parity,
+    load=load,
+    seeds=seeds,
+    quantized=quantized,
+    groups=groups,
+)
 
 
 def main(argv, tasks=TASKS, **changes):

@@ -490,7 +490,7 @@ STEPS = {
             Figure("peak extra memory, materialised", "GB"),
             Figure("largest error of a log-prob", "nats", most=1e-4),
             # What lad.largest_chunk counts with
-            Figure("bytes a logit", most=10),
+            Figure("bytes a logit", most=12),
         ),
     ),
     "trainer": Step(

@@ -12,13 +12,14 @@ Flags beside lad.py's own:
     --length N        mean tokens of a response; half of max_tokens
     --script FILE     the copy of lad.py whose Config and OBJECTIVES count
 
-No GPU is touched and no weights are read. Bytes follow from shapes and are counted; seconds are
-estimates from the ASSUMPTIONS below. The model of memory: a GPU holds its shard of fp32 weights and
-Adam's two moments at all times. While it trains vLLM sleeps, and gradients, gathered bf16 weights,
-activations and the head's logits come on top. While it generates these are gone and vLLM fills
-vllm_memory of the whole GPU with its own bf16 weights, then KV cache. What is needed is the larger
-of the two (on a CPU vLLM cannot sleep: their sum). Not covered: mixture-of-experts models, how much
-slower offload is, the allocator's fragments, verifying, evaluation.
+No GPU is touched and no weights are read. Bytes follow from shapes; tests/fake_ranks.py counts the
+same on fake GPUs. Seconds are estimates from the ASSUMPTIONS below. The model of memory: a GPU
+holds its shard of fp32 weights and Adam's two moments at all times. While it trains vLLM sleeps,
+and on top come gradients and what one of four moments wants, the largest of which counts (MOMENTS).
+While it generates these are gone and vLLM fills vllm_memory of the whole GPU with its own bf16
+weights, then KV cache. What is needed is the larger of the two (on a CPU vLLM cannot sleep: their
+sum). Not covered: mixture-of-experts models, how much slower offload is, the allocator's fragments,
+what kernels take for themselves, verifying, evaluation.
 
 Conventions. P parameters; N tokens in a forward, C in a chunk of the head; c bytes of the numbers
 that are computed with (2: bf16; 4 on a CPU: fp32). GiB = 2^30 bytes.
@@ -42,6 +43,8 @@ from harness.settings import did_you_mean, die, one_line
 
 LAD = Path(__file__).resolve().parent.parent / "lad.py"
 GIB = 2**30
+LOGIT_BYTES = 12  # of the head for a logit of a chunk, as lad.py's
+LATE_LOGIT_BYTES = 10  # where the head's gradient is formed in the backward alone
 
 # Of an H200 in nodes of 8. Measure your own and edit
 ASSUMPTIONS = dict(
@@ -95,6 +98,12 @@ SHAPES = {
     "meta-llama/Meta-Llama-3-70B": Shape(8192, 80, 64, 8, 28672, 128256, 128, False, "llama"),
 }
 # fmt: on
+TABLE = (
+    "Qwen/Qwen2.5-1.5B",
+    "Qwen/Qwen2.5-7B",
+    "Qwen/Qwen2.5-32B",
+    "meta-llama/Meta-Llama-3-70B",
+)
 KINDS = ("qwen2", "llama", "cwm", "mistral", "qwen3")
 
 
@@ -187,20 +196,34 @@ def context(m, n):
     return full * n + (m.layers - full) * min(n, m.window or n)
 
 
-def activations(m, N, c, checkpointing):
-    """Bytes that a forward of N tokens keeps for its backward."""
-    # Of a block: two norms (their input in fp32, normed, scaled); q, k, v and the output of
-    # attention; four of the MLP's width
+def block_bytes(m, N, c):
+    """Bytes that the forward of one block on N tokens keeps for its backward."""
+    # Two norms: their input in fp32, normed, scaled; query, key, value and the output of attention;
+    # three of the MLP's width: the gate before and after its silu, and what it gates. (The fourth,
+    # their product, is freed before the others are needed)
     norms = 2 * m.hidden * (4 + 2 * c)
     attention = 2 * c * (m.heads + m.kv) * m.head
-    mlp = 4 * c * m.inter
-    block = N * (norms + attention + mlp)
+    mlp = 3 * c * m.inter
+    return N * (norms + attention + mlp)
 
-    # With recomputation the inputs of all blocks, and one block at a time comes back
-    blocks = m.layers * block
+
+def kept_bytes(m, N, c, checkpointing):
+    """Bytes that the forward of all blocks keeps: with recomputation their inputs alone."""
     if checkpointing:
-        blocks = m.layers * N * m.hidden * c + block
-    return blocks + N * m.hidden * (4 + 3 * c)  # the last norm, and the head's input
+        return m.layers * N * m.hidden * c
+    return m.layers * (block_bytes(m, N, c) + N * m.inter * c)
+
+
+def activations(m, N, c, checkpointing):
+    """Bytes of activations when the first block to do its backward begins with it, the last norm
+    and the head's input and gradient included."""
+    again = block_bytes(m, N, c) + N * m.inter * c if checkpointing else 0
+    return kept_bytes(m, N, c, checkpointing) + again + norm_bytes(m, N, c)
+
+
+def norm_bytes(m, N, c):
+    """The last norm's input in fp32, normed, scaled; the head's input and its gradient."""
+    return N * m.hidden * (4 + 4 * c)
 
 
 # ==== 2. The estimate ===========================================================================
@@ -210,6 +233,11 @@ def has_reference(cfg):
     """Whether a frozen copy of the model is kept, by the OBJECTIVES of the file that cfg is of."""
     objectives = sys.modules[type(cfg).__module__].OBJECTIVES
     return bool(cfg.kl_coef or "ref" in objectives[cfg.objective].needs)
+
+
+def is_local(cfg):
+    """Whether the head's gradient is formed with its log-probs, by the file that cfg is of."""
+    return sys.modules[type(cfg).__module__].is_local(cfg)
 
 
 def estimate(cfg, m, gpus, memory, length, cpu=False):
@@ -222,7 +250,7 @@ def estimate(cfg, m, gpus, memory, length, cpu=False):
     r |= generating_bytes(cfg, m, memory, cpu)
 
     # Both at once on a CPU, where vLLM cannot sleep
-    on_top = r["gradients"] + r["gathered"] + r["activations"] + r["head"]
+    on_top = r["update"]
     c = 4 if cpu else 2
     r["training"] = r["resident"] + on_top
     r["rollout"] = r["resident"] + r["vllm"] + 2 * c * m.vocab * m.hidden
@@ -256,38 +284,85 @@ def batch_size(cfg, gpus, length):
 
 
 def training_bytes(cfg, m, gpus, batch, cpu):
-    """What a GPU holds at all times ("resident" is the sum), and what comes on top in an update."""
-    P, block = parameters(m)
-    N, C = batch["N"], batch["C"]
+    """What a GPU holds at all times ("resident" is the sum), the gradients, and what comes on top
+    in an update: the largest of the MOMENTS."""
+    P, _ = parameters(m)
     c = 4 if cpu else 2
-    shard = P / (cfg.shard_size or gpus)
-    is_sharded = not cpu or gpus > 1
-    at_rest = 0 if cfg.offload else shard  # offload: shards live in the CPU's memory
+    share = 1 / (cfg.shard_size or gpus)
+    at_rest = 0 if cfg.offload else share  # offload: shards live in the CPU's memory
     # LoRA: the weights are frozen, in the type that is computed in; its reference is no copy
     frozen = P if cfg.lora_rank else 0
     trained = adapters(cfg, m) if cfg.lora_rank else P
 
     # Held at all times
     r = dict(parameters=P, trained=trained)
-    r["weights"] = (c * frozen + 4 * trained) * at_rest / P
-    r["moments"] = 8 * trained * at_rest / P
-    r["reference"] = 4 * at_rest if has_reference(cfg) and not frozen else 0
+    r["weights"] = (c * frozen + 4 * trained) * at_rest
+    r["moments"] = 8 * trained * at_rest
+    r["reference"] = 4 * P * at_rest if has_reference(cfg) and not frozen else 0
     r["resident"] = r["weights"] + r["moments"] + r["reference"]
     if not cpu:
         r["resident"] += ASSUMPTIONS["overhead"]
 
-    # FSDP2 keeps gradients whole, in fp32, until the last micro-batch
-    is_whole = is_sharded and not cfg.reduce_each and batch["micro"] > 1
-    r["gradients"] = 4 * trained if is_whole else 4 * trained * at_rest / P
-    r["gathered"] = 0
-    if is_sharded:  # embeddings, head and two blocks; a block's gradients
-        block_gradients = 4 * trained / m.layers if frozen else 4 * block
-        r["gathered"] = c * (P - m.layers * block + 2 * block) + block_gradients
-    r["activations"] = activations(m, N, c, cfg.checkpointing)
-    logit = 16 if cpu else 10  # bytes: the logit, its gradient, and copies
-    head_gradient = 0 if frozen else (4 + c) * m.vocab * m.hidden
-    r["head"] = logit * C * m.vocab + head_gradient + 2 * c * N * m.hidden
+    # Gradients are kept as shards; whole, in fp32, between micro-batches if nothing is reduced yet
+    is_sharded = not cpu or gpus > 1
+    reduces_each = cfg.reduce_each or cfg.offload or batch["micro"] == 1
+    r["gradients"] = 4 * trained * at_rest
+    if is_sharded and not reduces_each:
+        r["gradients"] = 4 * trained
+    moments = moment_bytes(cfg, m, share, batch["N"], batch["C"], c, is_sharded)
+    for key in MOMENTS:  # of a single micro-batch there are none before the backward
+        if key in ("backward", "end") or batch["micro"] > 1:
+            moments[key] += r["gradients"]
+    r["moment"] = max(moments, key=moments.get)
+    r["update"] = moments[r["moment"]]
     return r
+
+
+# Moments of an update in which most may be held, beside what is held at all times
+MOMENTS = {
+    "gather": "as a forward begins: the root's weights, twice",
+    "head": "in the head: logits, its gradient, activations, gathered weights",
+    "backward": "in a block's backward: activations, gathered weights, gradients",
+    "end": "as the root's gradients are reduced: embeddings and head",
+}
+
+
+def moment_bytes(cfg, m, share, N, C, c, is_sharded):
+    """{moment: bytes}. share: of the weights that a rank holds; N: tokens of a forward, C: of a
+    chunk of the head; c: bytes of the numbers that are computed with."""
+    P, block = parameters(m)
+    root = P - m.layers * block  # embeddings, head, last norm: FSDP keeps them gathered
+    is_trained = not cfg.lora_rank
+    hidden = N * m.hidden * c
+    kept = kept_bytes(m, N, c, cfg.checkpointing)
+
+    # FSDP gathers into one buffer and copies each weight out of it. Where there is something to
+    # gather a block more is on its way while one is used, and stays there until it is replaced
+    coming = block if share < 1 else 0
+    gathered = c * (root + coming) * is_sharded
+    gather = 2 * gathered
+
+    # Head: the gradient of its weights is summed in fp32; without that, of its input alone
+    logit = LOGIT_BYTES if is_local(cfg) else LATE_LOGIT_BYTES
+    head = gathered + kept + norm_bytes(m, N, c) + logit * C * m.vocab
+    head += 4 * m.vocab * m.hidden * is_trained
+
+    # Backward of a block: what it kept or makes again, the gradients of the MLP's three tensors and
+    # of the block's output, the head's gradient in the model's type; then of its own weights, and
+    # of the block before, on their way to the other ranks in fp32
+    again = block_bytes(m, N, c) if cfg.checkpointing else 0
+    backward = gathered + c * block * is_sharded + kept + again + 3 * N * m.inter * c + hidden
+    if is_trained:
+        backward += c * m.vocab * m.hidden + c * m.inter * m.hidden
+        backward += 4 * block * is_sharded
+
+    # End: the root's gradients, and the same in fp32 on their way; when the shard comes back, of
+    # the former only the embedding's are left
+    end = 0
+    if is_trained:
+        end = max(c * root, (c * m.vocab * m.hidden + 4 * share * root))
+        end += 4 * root * is_sharded
+    return dict(gather=gather, head=head, backward=backward, end=end)
 
 
 def generating_bytes(cfg, m, memory, cpu):
@@ -491,7 +566,6 @@ def show(cfg, m, gpus, memory, length, cpu):
 def show_bytes(cfg, r, gpus, cpu):
     is_whole = r["gradients"] > 4 * r["trained"] / (cfg.shard_size or gpus)
     gradients = "whole until the last micro-batch" if is_whole else "sharded"
-    kept = "recomputed" if cfg.checkpointing else "kept"
     overhead = 0 if cpu else ASSUMPTIONS["overhead"]
     print("bytes of each rank, fp32 throughout" if cpu else "bytes of each GPU")
     lines = [
@@ -500,10 +574,8 @@ def show_bytes(cfg, r, gpus, cpu):
         ("frozen reference, sharded", r["reference"]),
         ("CUDA, NCCL, a sleeping vLLM (assumed)", overhead),
         ("held at all times", r["resident"]),
-        (f"+ gradients, fp32, {gradients}", r["gradients"]),
-        ("+ gathered weights: two blocks, embeddings and head", r["gathered"]),
-        (f"+ activations of {r['N']:,} tokens, {kept}", r["activations"]),
-        (f"+ head: logits of {r['C']:,} tokens, its fp32 gradient", r["head"]),
+        (f"+ {MOMENTS[r['moment']]}", r["update"]),
+        (f"  of it fp32 gradients, {gradients}, at most", r["gradients"]),
         ("training needs", r["training"]),
         ("+ vLLM's weights", r["vllm_weights"]),
         (f"+ KV cache: {r['at_once']} sequences at once", r["kv_cache"]),
@@ -511,7 +583,7 @@ def show_bytes(cfg, r, gpus, cpu):
     ]
     for text, value in lines:
         if value:
-            print(f"  {text:58}{size(value)}")
+            print(f"  {text:70}{size(value)}")
 
 
 def show_verdict(cfg, m, r, gpus, memory, length, cpu):
@@ -563,9 +635,8 @@ def table(load_config, memory, flags_given):
         "| checkpoint |\n|---|---|---|---|---|---|---|---|"
     )
     # Of each model, the defaults on more and more GPUs
-    models = ("Qwen2.5-1.5B", "Qwen2.5-7B", "Qwen2.5-32B", "Meta-Llama-3-70B")
-    for name in models:
-        model = f"meta-llama/{name}" if "Llama" in name else f"Qwen/{name}"
+    for model in TABLE:
+        name = model.split("/")[1]
         cfg = load_config([*flags_given, "--model", model])
         for gpus in (1, 8, 16, 64):
             flags, r = advise(cfg, read_shape(model), gpus, memory, cfg.max_tokens / 2)
