@@ -215,7 +215,10 @@ def bind(source, place):
     """`source` is seen at `place` too, with what is mounted in it; OSError. Read-only and without
     set-uid programs where it was so."""
     if not os.path.exists(place):
+        # The folders on the way to it can be passed, and not listed: names tell of the machine
+        umask = os.umask(0o666)
         os.makedirs(place)
+        os.umask(umask)
     libc("mount", os.fsencode(source), os.fsencode(place), None, BIND, None)
 
 
