@@ -244,16 +244,27 @@ def claim(cfg, here):
     line. `here`: the folder of the program, which is no run's."""
     message = ""
     if rank() == 0:
-        out = Path(cfg.out).resolve()  # of a symbolic link, where it points
-        ours = {place for path in (here, Path.cwd()) for place in (path, *path.parents)}
-        if out in ours:
-            message = (
-                f"out = {cfg.out!r} holds the program, or the folder that you are in: give a "
-                f"run a folder of its own, as runs/{out.name or 'mine'}"
-            )
+        try:
+            out = Path(cfg.out).resolve()  # of a symbolic link, where it points
+        except (OSError, RuntimeError) as error:  # a link that leads to itself
+            message = f"out = {cfg.out!r}: {one_line(error)}; give a folder that can be written"
         else:
-            message = try_to_hold(cfg, out)
+            message = not_a_run(cfg, out, here) or try_to_hold(cfg, out)
     leave_together(message)
+
+
+def not_a_run(cfg, out, here):
+    """ "" of a folder that may become a run's, else why it may not."""
+    mine = f"give a run a folder of its own, as runs/{out.name or 'mine'}"
+    taken = {place for path in (here, Path.cwd()) for place in (path, *path.parents)}
+    if out in taken:
+        return f"out = {cfg.out!r} holds the program, or the folder that you are in: {mine}"
+    if out == Path.home() or (out / ".git").exists():
+        return f"out = {cfg.out!r} is a home, or a repository: {mine}"
+    parts = ("harness", "tests", "tools", "docs", "examples", ".git", ".venv")
+    if any(out.is_relative_to(here / part) for part in parts):
+        return f"out = {cfg.out!r} is a part of the program: {mine}"
+    return ""
 
 
 def try_to_hold(cfg, out):

@@ -39,8 +39,7 @@ def begin(cfg, script, found=None):
         return
     out = Path(cfg.out)
     is_fork = checkpoint.is_fork(cfg)
-    is_used = (out / "metrics.jsonl").exists() or (out / "checkpoints").exists()
-    if is_used and (is_fork or not cfg.resume):
+    if is_used(out) and (is_fork or not cfg.resume):
         aside = move_aside(out.resolve())
         print(f"run       {out} was there: moved to {aside} (--resume {out} goes on instead)")
     (out / "source").mkdir(parents=True, exist_ok=True)
@@ -64,19 +63,54 @@ def take_over(cfg, path, saved):
     print(f"run       {cfg.out} goes on from step {saved['step']} of {cfg.resume}, which stays")
 
 
+# What a run writes into its folder. Anything else in there is somebody's own
+WRITTEN = """config.toml source metrics.jsonl samples.jsonl plot.png checkpoints hf adapter lock
+track.log tensorboard wandb wandb.json trackio.json""".split()
+
+
+def is_used(out):
+    """Whether a folder holds a run: its log, or a checkpoint of any age."""
+    return (out / "metrics.jsonl").exists() or any((out / "checkpoints").glob("step_*"))
+
+
+def is_shared(out):
+    """Whether a run's folder holds files that no run writes."""
+    checkpoints = out / "checkpoints"
+    if checkpoints.exists():
+        for path in checkpoints.iterdir():
+            if path.name != "tmp" and not path.name.startswith("step_"):
+                return True
+    return any(path.name not in WRITTEN for path in out.iterdir())
+
+
 def move_aside(out):
-    """Rename the folder, and hold the new one of its name."""
+    """Make way for a new run: rename the folder, and hold the new one of its name. Where it holds
+    what no run has written, that stays, and the run's own files go."""
     aside = out.with_name(f"{out.name}.{time.strftime('%Y%m%d-%H%M%S')}")
     try:
-        out.rename(aside)  # its lock goes along
-        (aside / "lock").unlink()
-        hold(out)
+        if is_shared(out):
+            move_own_files(out, aside)
+        else:
+            out.rename(aside)  # its lock goes along
+            (aside / "lock").unlink()
+            hold(out)
     except OSError as error:
         die(
             f"{out} holds a run that cannot be moved aside: {one_line(error)}; --resume it, or "
             "give another --out"
         )
     return aside
+
+
+def move_own_files(out, aside):
+    """A run's files, one by one; the lock stays where it is held. A kill in between leaves a run in
+    two folders, and nothing lost."""
+    (aside / "checkpoints").mkdir(parents=True)
+    for path in (out / "checkpoints").glob("step_*"):
+        path.rename(aside / "checkpoints" / path.name)
+    for name in WRITTEN:
+        if name not in ("checkpoints", "lock") and (out / name).exists():
+            (out / name).rename(aside / name)
 
 
 def copy_source(script, folder):

@@ -5,11 +5,12 @@ import json
 import shutil
 
 import pytest
-from conftest import metrics
+from conftest import ROOT, metrics
 from test_faults import FLAGS
 from test_run import deterministic
 
-from harness import checkpoint
+import lad
+from harness import checkpoint, ranks, tracking
 
 
 @pytest.fixture(scope="module")
@@ -102,6 +103,46 @@ def test_a_fresh_run_moves_older_checkpoints_aside(forks, copy, tmp_path):
     assert "moved to" in printed and names(copy) == ["step_1"]
     [aside] = [path for path in tmp_path.iterdir() if path.name.startswith("copy.")]
     assert names(aside) == ["step_3", "step_50"]
+
+
+def test_what_no_run_has_written_stays_where_it_is(forks, copy, tmp_path):
+    """A user's data in a run's folder, and a file of theirs among its checkpoints."""
+    (copy / "mine.txt").write_text("data")
+    (copy / "checkpoints/llama.pt").write_text("weights")
+    log = (copy / "metrics.jsonl").read_text()
+    flags = ["--steps", 1, "--eval_data", "", "--checkpoint_every", 1]
+    printed = forks.run("lad.py", *FLAGS, *flags, "--out", copy)
+    assert "moved to" in printed
+    assert (copy / "mine.txt").read_text() == "data"
+    assert (copy / "checkpoints/llama.pt").read_text() == "weights"
+    assert names(copy) == ["llama.pt", "step_1"]
+    [aside] = [path for path in tmp_path.iterdir() if path.name.startswith("copy.")]
+    assert names(aside) == ["step_3", "step_4"]
+    assert (aside / "metrics.jsonl").read_text() == log
+    assert [line["step"] for line in metrics(copy)] == [1]
+
+
+def test_a_folder_of_somebodys_checkpoints_holds_no_run(tmp_path):
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints/llama.pt").write_text("weights")
+    assert not tracking.is_used(tmp_path)
+
+
+@pytest.mark.parametrize("out", [".git", "harness", "tests/mine", "HOME", "REPOSITORY", "LOOP"])
+def test_what_is_somebodys_is_no_runs_folder(out, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    (tmp_path / "repository/.git").mkdir(parents=True)
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    own = dict(HOME="home", REPOSITORY="repository", LOOP="loop")
+    place = tmp_path / own[out] if out in own else ROOT / out
+    cfg = lad.Config(out=str(place))
+    with pytest.raises(SystemExit) as stop:
+        ranks.claim(cfg, ROOT)
+    said = capsys.readouterr().err
+    assert stop.value.code == 2
+    assert said.count("\n") == 1 and f"out = {str(place)!r}" in said and "give a" in said
+    if out != "LOOP":
+        assert not (place / "lock").exists()
 
 
 @pytest.mark.slow
