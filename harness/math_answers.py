@@ -78,21 +78,27 @@ POWER_OF_TEN = rf"(?:\s*(?:\\times|\\cdot|[×·⋅*xX])\s*10\s*{EXPONENT})?"
 VULGAR = "½⅓⅔¼¾⅕⅖⅗⅘⅙⅚⅛⅜⅝⅞"
 # How a number begins: letters are passed over in half of the time
 BEGINS = rf"(?=[-−–\\.\d{VULGAR}])"
+# What may stand between a minus and its number: -$18, -\$18, -**18**
+SIGN = r"[-−–]"
+BEHIND_SIGN = r"(?:\\?\$|[€£¥₹{]|\*\*|\\\()*"
 LAST_NUMBER = re.compile(
     rf"{BEGINS}"
     # not in the middle of a word, of an exponent or of a macro's braces, as in \frac{a}{2}
-    r"(?<![\w.^])(?<!(?<!\\)\{)(?<!\^[-−])(?<!\^\{[-−])(?<![\w)]\*\*)"
-    r"[-−–]?(?:"
+    r"(?<![\w.^√∛])(?<!(?<!\\)\{)(?<!\^[-−])(?<!\^\{[-−])(?<![\w)]\*\*)(?<!\\sqrt )"
+    rf"(?:{SIGN}{BEHIND_SIGN})?(?:"
     r"(?:\d+\s*)?\\[dtc]?frac\s*(?:\{\s*[-−]?\d+\s*\}\s*\{\s*[-−]?\d+\s*\}|\d\s*\d)"
     r"|\d+ \d+/\d+"
     rf"|\d*[{VULGAR}]"
     rf"|\d+\s*{EXPONENT}"
-    rf"|(?:\d[\d,]*\d|\d)(?:\.\d+)?(?:[eE][+-]?\d+(?!\w))?(?:\s?/\s?\d+)?{POWER_OF_TEN}"
+    # commas are between thousands: 1,234 is one number, 12,34 and 1,2,3 are several
+    rf"|(?:\d{{1,3}}(?:,\d{{3}})+(?!\d)|\d+)(?:\.\d+)?(?:[eE][+-]?\d+(?!\w))?(?:\s?/\s?\d+)?{POWER_OF_TEN}"
     r"|\.\d+(?:[eE][+-]?\d+(?!\w))?)"
 )
 # Thousands that TeX or a narrow space sets apart
 GROUPED = re.compile(r"(?<=\d)(?:\{,\}|,\\!|[\u00a0\u2009\u202f])(?=\d{3}(?!\d))")
-WRAPPING = re.compile(r"\\(?:boxed|fbox|text|textbf|mathbf|mathrm)\s*\{")
+WRAPPING = re.compile(r"([-−–]?)\\(?:boxed|fbox|text|textbf|mathbf|mathrm)\s*\{")
+# The index of a root, the height of a line
+OPTION = re.compile(r"(\\sqrt\s*|\\\\)\[[^\[\]]*\]")
 
 
 def find_answer(response, style):
@@ -104,15 +110,24 @@ def find_answer(response, style):
     if style == "answer":
         return answer_line(text)
     # The last number; what a macro encloses counts, its own numbers do not
-    text = WRAPPING.sub(" ", text)
+    text = WRAPPING.sub(opened, text)
+    if "[" in text:
+        text = OPTION.sub(r"\1", text)
     if "{,}" in text or ",\\!" in text or not text.isascii():
         text = GROUPED.sub("", text)
     found = ""
     for match in LAST_NUMBER.finditer(text):
         found = match[0]
+    # Its minus stands beside it
+    found = re.sub(rf"^({SIGN}){BEHIND_SIGN}", r"\1", found)
     # 1.5 x 10^3, where x is the sign
     found = re.sub(r"\s*[xX]\s*", "*", found)
     return re.sub("[−–]", "-", found)
+
+
+def opened(match):
+    """What stands for a match of WRAPPING: a space, or a minus that belongs to what is inside."""
+    return match[1] or " "
 
 
 def answer_line(text):
@@ -241,8 +256,9 @@ REWRITES = [(re.compile(old), new) for old, new in [
     (r"(?<=\d)\s*\^?\s*\{?\s*\\text\{\s*(?:st|nd|rd|th)\s*\}\s*\}?", ""),
     (r"(?<=\d)(?:st|nd|rd|th)(?![A-Za-z])", ""),
     (r"\\(?:left|right)\s*\.", ""),
-    # size, spacing, dollar signs
-    (r"\\(?:left|right|[bB]igg?[lrm]?|limits|phantom)(?![A-Za-z])", ""),
+    # what shows nothing, or beside the formula; size, spacing, dollar signs
+    (rf"\\[hv]?phantom\s*{GROUP}|\\(?:tag\*?|label)\s*{GROUP}", " "),
+    (r"\\(?:left|right|[bB]igg?[lrm]?|limits)(?![A-Za-z])", ""),
     (r"\\(?:display|text|script|scriptscript)style(?![A-Za-z])", ""),
     (r"(?<!\\)\\!|\\?\$|(?<!\\)\\[()\[\]]", ""),
     (r"(?<!\\)\\[,;:> ]|~|\\[hv]space\*?\s*\{[^{}]*\}", " "),

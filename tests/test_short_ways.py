@@ -133,7 +133,7 @@ def test_where_answers_stand(items):
     for text in found:
         assert spans(math_answers.LAST_NUMBER, text) == spans(number, text)
         assert spans(math_answers.ANSWER_LINE, text) == spans(line, text)
-        joined = math_answers.GROUPED.sub("", math_answers.WRAPPING.sub(" ", text))
+        joined = math_answers.GROUPED.sub("", math_answers.WRAPPING.sub(math_answers.opened, text))
         assert verify.find_answer(text, "number") == verify.find_answer(joined, "number")
 
 
