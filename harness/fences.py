@@ -13,8 +13,8 @@ text on its line ("Code: ```python"), a closing one behind the last line of code
 ("```</answer>"), where the block is no Python otherwise, and a block inside of one that is not
 Python (a whole answer in a ```markdown block).
 
-The program is the last block whose tag is Python, else the last untagged one that is a program and
-not an example of data.
+The program is the last block whose tag is Python and that has more than comments, else the last
+untagged one that is a program and not an example of data.
 """
 
 import ast
@@ -32,6 +32,7 @@ FENCE = re.compile(r"(`{3,}|~{3,})([^`]*)$")
 LIST_MARKER = re.compile(r"[ \t]*(?:[-*+]|\d{1,9}[.)])[ \t]+")
 QUOTE = re.compile(r"[ \t]*(?:>[ \t]?)+")
 PYTHON = re.compile(r"(?i)(?:lang(?:uage)?-)?(?:python|pypy|cpython|ipython|py)[-_]?[\d.]*")
+PYTHON_FILE = re.compile(r"(?i)[\w./-]+\.py")
 
 
 class Block(NamedTuple):
@@ -160,11 +161,17 @@ def last_program(text):
 
 
 def last_tagged(found):
-    """The last block whose tag is Python and that is not empty."""
+    """The last block whose tag is Python and that has more than comments."""
     for block in reversed(found):
-        if is_python(block.tag) and any(map(str.strip, block.lines)):
+        if is_python(block.tag) and has_code(block):
             return outdented(block)
     return ""
+
+
+def has_code(block):
+    """Whether any of its lines is neither empty nor a comment: "# usage" often ends a response."""
+    lines = [line.strip() for line in block.lines]
+    return any(line and not line.startswith("#") for line in lines)
 
 
 def last_untagged(found):
@@ -179,9 +186,9 @@ def last_untagged(found):
 
 def is_python(tag):
     """Python's name in one of the ways it is written: python, Py3, python3.11, {.python}, python
-    title=x.py."""
+    title=x.py; or the name of a file of Python: main.py."""
     first = re.split(r"[\s:,;{}=|(#\\]", tag.removeprefix("{code-cell}").strip("{}[]. "))[0]
-    return bool(PYTHON.fullmatch(first))
+    return bool(PYTHON.fullmatch(first) or PYTHON_FILE.fullmatch(first))
 
 
 def outdented(block):

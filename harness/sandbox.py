@@ -19,6 +19,7 @@ This file is run by itself, in the box, and imports nothing of this project.
 
 import atexit
 import builtins
+import collections
 import ctypes
 import decimal
 import fractions
@@ -424,9 +425,9 @@ def pack(value):
         return {"dict": [[pack(key), pack(member)] for key, member in value.items()]}
     if isinstance(value, list):
         return value if kind is list and is_simple(value) else [pack(member) for member in value]
-    if isinstance(value, (tuple, set, frozenset)):
-        tag = "tuple" if isinstance(value, tuple) else "set"
-        return {tag: [pack(member) for member in value]}
+    for tag, kinds in TAGGED.items():
+        if isinstance(value, kinds):
+            return {tag: [pack(member) for member in value]}
     # Numbers and texts; long integers in hexadecimal, which takes linear time
     if isinstance(value, int) and value.bit_length() > 64:
         return {"int": hex(value)}
@@ -440,6 +441,10 @@ def pack(value):
     if isinstance(value, (fractions.Fraction, decimal.Decimal)):
         return {kind.__name__.lower(): str(value)}
     raise TypeError(f"{kind.__name__} is not plain data")
+
+
+# Containers that JSON lists with a tag
+TAGGED = {"tuple": tuple, "set": (set, frozenset), "deque": collections.deque}
 
 
 def is_simple(values):
@@ -464,6 +469,7 @@ UNPACK = {
     "dict": dict,
     "tuple": tuple,
     "set": set,
+    "deque": collections.deque,
     "int": unpack_int,
     "bytes": bytes.fromhex,
     "complex": unpack_complex,
@@ -556,13 +562,16 @@ class Remote:
         return value
 
 
+SEQUENCES = (list, tuple, collections.deque)
+
+
 def equal(got, want, atol):
-    """Equal plain data, tuples as lists. Floats are equal to atol or one part in 10^7; atol None:
-    exactly. Nothing but infinity is equal to infinity."""
+    """Equal plain data, tuples and deques as lists. Floats are equal to atol or one part in 10^7;
+    atol None: exactly. Nothing but infinity is equal to infinity."""
     if got == want:
         return True
     # Part by part
-    if isinstance(got, (list, tuple)) and isinstance(want, (list, tuple)):
+    if isinstance(got, SEQUENCES) and isinstance(want, SEQUENCES):
         if len(got) != len(want):
             return False
         return all(equal(g, w, atol) for g, w in zip(got, want, strict=True))

@@ -1,6 +1,7 @@
 """harness/code_tests.py: the rows of every data set, with right programs, wrong ones, and programs
 that only print; values that pass between a program and its tests."""
 
+import collections
 import json
 import math
 import sys
@@ -286,6 +287,10 @@ VALUES = [
     ("{1: 2}", {"1": 2}, 1),
     ("'7'", 7, 0),
     ("7", "7", 0),
+    ("collections.deque([1, (2, 3)])", [1, [2, 3]], 1),
+    ("[collections.deque([1])]", [[1]], 1),
+    ("collections.deque([2, 1])", [1, 2], 0),
+    ("collections.deque([1, 2])", [1], 0),
     ("None", None, 1),
     ("None", 0, 0),
     ("[1, 2]", [2, 1], 0),
@@ -363,6 +368,7 @@ ASSERTED = [
     ("7", "abs(f() - float('inf')) < 1e-6", 0),
     ("7", "abs(f() - float('nan')) < 1e-6", 0),
     ("(1, 2)", "f() == (1, 2)", 1),
+    ("collections.deque([1])", "f() == collections.deque([1])", 1),
     ("{1: 2}", "f() == {1: 2}", 1),
     ("None", "f() < 3", 0),
 ]
@@ -515,6 +521,7 @@ def test_equal_is_exact_where_it_should_be():
 
 
 PACKED = [None, True, 0, -1, 2**64, -(2**200), 1.5, INF, "é\n", b"\x00\xff", 1 + 2j, [], [1, [2]]]
+PACKED += [collections.deque([1, (2,)])]
 PACKED += [(1, (2,)), {1, 2}, {}, {"a": {1: (2, 3)}}, {(1, 2): [3]}, [1, 2**70, True, "x", None]]
 
 

@@ -51,6 +51,9 @@ TAGS = (
     "python3:solution.py",
     "py:main",
     "{.python .input}",
+    "main.py",
+    "src/Main.py",
+    "solution.py title=x",
 )
 
 
@@ -126,6 +129,8 @@ PLACES = {
     "untagged, arguments after": fenced(ADD, "") + "\n" + fenced("nums = [3,3], target = 6", ""),
     "untagged, pseudo-code after": fenced(ADD, "") + "\n" + fenced("for each x do print x", ""),
     "untagged, another language after": fenced(ADD, "") + "\n" + fenced("print(1)", "js"),
+    "comments alone after": fenced(ADD) + "\nUsage:\n" + fenced("# usage\n\n  # echo 3 4"),
+    "untagged, tagged comments after": fenced(ADD, "") + "\n" + fenced("# usage"),
     "fences named in prose": "Wrap it in ``` fences, as `x`.\n" + fenced(ADD),
     "three backticks at the end of a sentence": "Wrap it in ```\n" + fenced(ADD),
 }
@@ -149,6 +154,7 @@ NONE = {
     "its name alone": "python\n" + ADD,
     "two backticks": "``python\nprint(7)\n``",
     "an empty block": fenced("", "python"),
+    "comments alone": fenced("# usage", "python"),
     "nothing": "",
 }
 
