@@ -120,9 +120,14 @@ def by_numbers(pred, golds):
     It says what `same` would."""
     if len(pred) > 60:
         return None
-    number = plain(tidy(pred).removesuffix("\\text{dollar}"))
+    written = tidy(pred)
+    bare = written.removesuffix("\\text{dollar}")
+    number = plain(bare)
     truths = [plain(gold) for gold in golds]
     if not number or not all(truths):
+        return None
+    is_share = any(percent for _, _, percent in truths)
+    if is_share and bare != written:  # dollars are no share: not as simple
         return None
     right = any(same_number(truth, number) for truth in truths)
     return float(right), ""

@@ -1011,9 +1011,11 @@ def scalar(gold, pred):
     p, p_unit = units(pred, plain)
     if not one_unit(g_unit, p_unit):
         return False
-    # Numbers
+    # Numbers; a share is no number of centimetres
     g_number, p_number = plain(g), plain(p)
     if g_number and p_number:
+        if (g_number[2] and p_unit.measures) or (p_number[2] and g_unit.measures):
+            return False
         return same_number(scaled(g_number, g_unit.scale), scaled(p_number, p_unit.scale))
     if g_unit.scale != p_unit.scale:
         return False

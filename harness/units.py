@@ -79,7 +79,10 @@ OTHERS = set(
     "sin cos tan log exp sqrt cot csc "
     "one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen "
     "sixteen seventeen eighteen nineteen twenty thirty forty fifty sixty seventy eighty ninety "
-    "ones twos threes fours fives tens hundreds thousands millions billions trillions "
+    "ones twos threes fours fives tens hundreds thousands millions billions trillions zero "
+    "dozens gross myriad myriads lakh lakhs crore crores mil mils doubled tripled halved ish "
+    "tenth tenths hundredth hundredths thousandth thousandths millionth millionths fourth fourths "
+    "fifth fifths sixth sixths seventh sevenths eighth eighths ninth ninths twelfth twelfths "
     # of the answer itself
     "answer option choice".split()
 )
