@@ -971,9 +971,19 @@ def same_sides(gold, pred):
 def name_and_sides(text):
     """(name of the value or "", the sides beside it) of an equation, or of what has no =."""
     sides = split_top(text, "=")
-    if len(sides) > 1 and NAME.fullmatch(sides[0]):
+    if len(sides) > 1 and NAME.fullmatch(sides[0]) and not has_value(sides[0]):
         return squash(sides[0]), sides[1:]
     return "", sides
+
+
+FUNCTION = re.compile(r"\\(?:[dt]?binom|log|ln|lg|exp|sin|cos|tan|cot|sec|csc|arc\w+)(?![a-z])")
+
+
+def has_value(text):
+    r"""Whether a text is a function of numbers, as \binom{4}{2}: no name, but a value of its own.
+    That of a letter, as \sin\theta, is a name."""
+    of_numbers = re.sub(r"\\(?:frac|pi|circ|sqrt|cdot|times)(?![a-z])", "", FUNCTION.sub("", text))
+    return bool(FUNCTION.match(text)) and not re.search("[A-Za-z]", of_numbers)
 
 
 def is_quantity(sides, value):
