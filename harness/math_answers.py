@@ -851,8 +851,16 @@ def same_list(gold, pred):
     golds, preds = items(gold), items(pred)
     pair = wrapped(gold)
     if len(golds) == 1 and pair and pair[0] == "(":
-        return in_order(split_top(pair[1], ","), preds)
+        return in_order(split_top(pair[1], ","), by_name(preds))
     return in_any_order(members(gold), members(pred))
+
+
+def by_name(parts):
+    """Coordinates in the order of their names, where each has one: y=5, x=6 is (6,5)."""
+    names = [name_and_sides(part)[0] for part in parts]
+    if len(set(names)) < len(names) or not all(re.fullmatch("[a-z]", name) for name in names):
+        return parts
+    return [part for _, part in sorted(zip(names, parts, strict=True))]
 
 
 def members(text):
