@@ -195,7 +195,7 @@ def worker_main(role, timeout, mode):
             else:
                 result = judge(kind, response, truth, sandbox, timeout)
         except Exception as error:
-            result = 0.0, f"crashed: {type(error).__name__}"
+            result = 0.0, rewards.shown(f"crashed: {type(error).__name__}")
         signal.setitimer(signal.ITIMER_REAL, 0)
         print(json.dumps(result), file=reply)
 
@@ -486,7 +486,7 @@ def main(argv):
         line = f"{number:>7} {name:<12} {reward:g} {reason}"
         if row.get("want", reward) != reward:
             unwanted += 1
-            line += f"  <- wanted {row['want']}"
+            line += "  <- wanted " + rewards.shown(str(row["want"]))
         print(line)
         right += reward > 0.5
         total += reward

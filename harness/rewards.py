@@ -17,6 +17,7 @@ import numbers
 import os
 import resource
 import sys
+import tokenize
 import types
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from harness.settings import did_you_mean, one_line
 
 PREFIX = "reward:"  # of an item's kind, before FILE.py:function
 LOADING = 300  # seconds that importing the file may take
+REASON = 200  # characters of a reason
 MEMORY = 4 << 30  # bytes of addresses that its calls may add to what importing it took
 
 # ==== 1. Its name ===============================================================================
@@ -49,8 +51,9 @@ def split(name):
 def read(path):
     """The text of the file. ValueError where it cannot be read or is no Python."""
     try:
-        source = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        with tokenize.open(path) as file:  # in the encoding that Python would read it in
+            source = file.read()
+    except (OSError, UnicodeDecodeError, SyntaxError) as error:
         raise ValueError(
             f"reward: {one_line(error)}; name a file that is there (a run keeps a copy of its "
             "own, in source/reward)"
@@ -111,10 +114,17 @@ def score(name, function, response, row):
         value, reason = returned
     try:
         # a colon is what tells a failure of the reward from a response that is wrong
-        return as_number(value), " ".join(reason.replace(":", ";").split())[:200]
+        return as_number(value), shown(reason.replace(":", ";"))
     except (TypeError, ValueError, OverflowError):
-        shown = one_line(repr(returned))[:60]
-        return 0.0, f"crashed: returned {shown}, expected a finite number"
+        what = shown(repr(returned))[:60]
+        return 0.0, f"crashed: returned {what}, expected a finite number"
+
+
+def shown(text):
+    """The beginning of a text on one line; what is not printable is escaped: the half of a
+    surrogate pair, which cannot be written, or what would steer a terminal."""
+    line = " ".join(text.split())[:REASON]
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in line)[:REASON]
 
 
 def as_number(value):
@@ -137,5 +147,6 @@ def said_of(error, path):
         if trace.tb_frame.f_code.co_filename == str(path):
             where = f" ({path.name}, line {trace.tb_lineno})"
         trace = trace.tb_next
-    said = " ".join(str(error).split())[:100]
-    return f"{type(error).__name__} {said}".strip() + where
+    name = type(error).__name__[:60]
+    said = shown(str(error))[:100]
+    return shown(f"{name} {said}".strip() + where)

@@ -136,6 +136,34 @@ def test_what_a_reward_may_return(cases):
         assert reason.endswith("expected a finite number")
 
 
+UNPRINTABLE = """
+TEXT = "half \\ud800, red \\x1b[31m, " + "long " * 200_000
+class Silent(Exception):
+    def __str__(self):
+        raise type("Long" * 200_000, (Exception,), {})
+def own(response, row):
+    if response == "pair":
+        return 0, TEXT
+    if response == "raises":
+        raise ValueError(TEXT)
+    if response == "long name":
+        raise type("Long" * 200_000, (Exception,), {})
+    raise Silent
+"""
+
+
+def test_reasons_are_short_and_can_be_printed(tmp_path):
+    path = tmp_path / "own.py"
+    path.write_text(UNPRINTABLE)
+    names = ("pair", "raises", "long name", "silent")
+    reasons = [reason for _, reason in judged(f"{path}:own", [(name, {}) for name in names])]
+    for reason in reasons:
+        assert reason.isprintable() and len(reason) <= 200, reason[:300]
+    assert reasons[0].startswith(r"half \ud800, red \x1b[31m, long")
+    assert reasons[1].startswith(r"crashed: ValueError half \ud800, red \x1b[31m, long")
+    assert "(own.py, line 10)" in reasons[1] and "(own.py, line 12)" in reasons[2]
+
+
 def test_a_row_arrives_as_it_is(tmp_path):
     path = tmp_path / "own.py"
     path.write_text("def own(response, row):\n    return row['n'], repr((response, row))\n")
@@ -236,6 +264,10 @@ def test_what_is_no_reward_is_refused(tmp_path, capsys):
     path.write_text("def own(response, row):\n    return (1\n")
     assert f"{path}, line 2: '(' was never closed" in why_not(f"{path}:own")
     assert "line 2: '(' was never closed" in refused(capsys, "--reward", f"{path}:own")
+    for begin in (b"\xef\xbb\xbf", b"# coding: latin-1\n# \xff\n"):  # as Python reads them
+        path.write_bytes(begin + b"def own(response, row):\n    return 1\n")
+        assert rewards.find(f"{path}:own") == f"{path}:own"
+        assert judged(f"{path}:own", [("", {})]) == [(1.0, "")]
     path.write_bytes(b"\xff\x00")
     assert "reward: " in why_not(f"{path}:own")
     assert "kind = text says only how" in refused(capsys, "--kind", "text")
