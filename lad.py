@@ -372,6 +372,12 @@ def refuse_combinations(cfg, objective):
     if cfg.tis_floor and cfg.tis_floor >= cfg.tis_cap:
         die(f"tis_floor = {cfg.tis_floor} leaves nothing below tis_cap = {cfg.tis_cap}")
 
+    # LoRA's, without LoRA
+    for key in ("lora_alpha", "lora_targets"):
+        value = getattr(cfg, key)
+        if value != KNOBS[key].default and not cfg.lora_rank:
+            die(f"{key} = {value} is read with LoRA alone: give a lora_rank, as 16")
+
     # DAPO's penalty
     if cfg.overlong == "shape" and cfg.overlong_buffer > cfg.max_tokens:
         die(

@@ -35,6 +35,15 @@ def refuse(cfg):
         )
 
 
+def refuse_rank(cfg, width):
+    """Leave where the adapters would be larger than a model of that width."""
+    if cfg.lora_rank > width:
+        die(
+            f"lora_rank = {cfg.lora_rank} is more than the model's width, {width}: an adapter is "
+            "of a smaller rank, such as 16"
+        )
+
+
 # ==== 1. The layer ==============================================================================
 
 
@@ -86,6 +95,7 @@ def base_type(cfg, device):
 def add_adapters(model, cfg):
     """Put a LoraLinear in the place of each linear layer of the blocks that cfg.lora_targets names.
     The model is on the meta device: nothing is allocated yet, and nothing is lost."""
+    refuse_rank(cfg, model.config.hidden_size)
     # The linear layers of the blocks: {last part of the name: [whole names]}
     places = {}
     for name, module in model.base_model.layers.named_modules():

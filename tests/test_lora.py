@@ -412,6 +412,8 @@ def test_what_an_adapter_cannot_do_is_refused(capsys):
     flags = ["--lora_rank", "8", "--objective", "lad_anchor"]
     assert "say ref_every = 0" in refused(capsys, *flags, "--ref_every", "5")
     assert "at least 0" in refused(capsys, "--lora_rank", "-1")
+    for key, value in (("--lora_targets", "q_proj"), ("--lora_alpha", "16")):
+        assert "give a lora_rank" in refused(capsys, key, value)
     assert lad.load_config(flags).lora_rank == 8
 
 
@@ -491,3 +493,14 @@ def test_plan_refuses_layers_that_there_are_not(capsys):
     with pytest.raises(SystemExit):
         plan.adapters(cfg, plan.read_shape("Qwen/Qwen2.5-7B"))
     assert "no layer 'q_porj'; did you mean 'q_proj'" in capsys.readouterr().err
+
+
+def test_a_rank_above_the_models_width_is_refused(random_model, capsys):
+    """By the model and by the plan."""
+    cfg = lad.load_config(["--lora_rank", "3585"])
+    with pytest.raises(SystemExit):
+        plan.adapters(cfg, plan.read_shape("Qwen/Qwen2.5-7B"))
+    assert "more than the model's width, 3584" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        lad.build_model(random_model, cfg, CPU)
+    assert "more than the model's width, 64" in capsys.readouterr().err

@@ -38,7 +38,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from harness import command
+from harness import command, lora
 from harness.settings import did_you_mean, die, one_line
 
 LAD = Path(__file__).resolve().parent.parent / "lad.py"
@@ -169,6 +169,8 @@ def parameters(m):
 
 def adapters(cfg, m):
     """Parameters of LoRA's matrices A and B, exactly; 0 without LoRA."""
+    if cfg.lora_rank:
+        lora.refuse_rank(cfg, m.hidden)
     q = m.heads * m.head
     kv = m.kv * m.head
     sides = {  # out + in of the linear layers of a block
