@@ -259,7 +259,8 @@ def not_a_run(cfg, out, here):
     taken = {place for path in (here, Path.cwd()) for place in (path, *path.parents)}
     if out in taken:
         return f"out = {cfg.out!r} holds the program, or the folder that you are in: {mine}"
-    if out == Path.home() or (out / ".git").exists():
+    home = Path(os.path.expanduser("~"))  # where none is known, that is no place
+    if out == home or (out / ".git").exists():
         return f"out = {cfg.out!r} is a home, or a repository: {mine}"
     parts = ("harness", "tests", "tools", "docs", "examples", ".git", ".venv")
     if any(out.is_relative_to(here / part) for part in parts):
