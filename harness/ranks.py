@@ -260,7 +260,7 @@ def not_a_run(cfg, out, here):
     if out in taken:
         return f"out = {cfg.out!r} holds the program, or the folder that you are in: {mine}"
     home = Path(os.path.expanduser("~"))  # where none is known, that is no place
-    if out == home or (out / ".git").exists():
+    if out == home or os.path.exists(out / ".git"):  # which raises nothing, whatever is in the way
         return f"out = {cfg.out!r} is a home, or a repository: {mine}"
     parts = ("harness", "tests", "tools", "docs", "examples", ".git", ".venv")
     if any(out.is_relative_to(here / part) for part in parts):
