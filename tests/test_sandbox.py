@@ -241,6 +241,8 @@ PROBES = {
         'lambda: os.listdir("REPO"), '
         'lambda: open("REPO/verify.py"), '
         'lambda: open("REPO/harness/sandbox.py"), '
+        # the folder that the installed packages are in: only the way to them may be passed
+        "lambda: os.listdir(os.path.dirname(sys.path[-1])), "
         'lambda: os.listdir("/sys"), '
         'lambda: open("/etc/hostname")'
     ),
