@@ -193,11 +193,11 @@ def settings_of(case):
     return shape, lad.load_config(["--model", case["model"], *case.get("flags", [])])
 
 
-def config_of(m):
+def config_of(m, **changes):
+    """transformers' config of a shape of plan.py's, but for what changes."""
     from transformers import AutoConfig
 
-    return AutoConfig.for_model(
-        m.kind,
+    values = dict(
         hidden_size=m.hidden,
         num_hidden_layers=m.layers,
         num_attention_heads=m.heads,
@@ -207,6 +207,7 @@ def config_of(m):
         head_dim=m.head,
         tie_word_embeddings=m.tied,
     )
+    return AutoConfig.for_model(m.kind, **values | changes)
 
 
 def run_engine(case):

@@ -7,6 +7,7 @@ import re
 import pytest
 import torch
 from conftest import ROOT, launch
+from fake_ranks import config_of
 
 import lad
 from harness import checkpoint, ranks
@@ -17,24 +18,9 @@ CPU = torch.device("cpu")
 
 def meta_model(m, **changes):
     """transformers' own model of a shape, on the meta device."""
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
-    config = AutoConfig.for_model(
-        m.kind,
-        **dict(
-            dict(
-                hidden_size=m.hidden,
-                num_hidden_layers=m.layers,
-                num_attention_heads=m.heads,
-                num_key_value_heads=m.kv,
-                intermediate_size=m.inter,
-                vocab_size=m.vocab,
-                head_dim=m.head,
-                tie_word_embeddings=m.tied,
-            ),
-            **changes,
-        ),
-    )
+    config = config_of(m, **changes)
     with torch.device("meta"):
         return AutoModelForCausalLM.from_config(config)
 
