@@ -257,7 +257,7 @@ REWRITES = [(re.compile(old), new) for old, new in [
     (r"(?<=\d)(?:st|nd|rd|th)(?![A-Za-z])", ""),
     (r"\\(?:left|right)\s*\.", ""),
     # what shows nothing, or beside the formula; size, spacing, dollar signs
-    (rf"\\[hv]?phantom\s*(?:{GROUP}|\\[A-Za-z]+|[^\\\s{{}}])", " "),
+    (rf"\\[hv]?phantom(?![A-Za-z])\s*(?:{GROUP}|\\[A-Za-z]+|[^\\\s{{}}])", " "),
     (rf"\\(?:tag\*?|label)\s*{GROUP}", " "),
     (r"\\(?:left|right|[bB]igg?[lrm]?|limits)(?![A-Za-z])", ""),
     (r"\\(?:display|text|script|scriptscript)style(?![A-Za-z])", ""),

@@ -322,6 +322,7 @@ KINDS = {
             ("13", r"\hphantom{-}13"),
             ("13", r"\phantom -13"),  # without braces: the token that follows
             ("3", r"\phantom \alpha3"),
+            ("3", r"\phantom 13"),
             ("13", r"13\tag{1}"),
             ("13", r"13 \tag*{(1)}"),
         ],
@@ -330,6 +331,8 @@ KINDS = {
             ("13", r"\phantom{1}3"),
             ("-13", r"\phantom{-}13"),
             ("-13", r"\phantom -13"),
+            ("13", r"\phantom 13"),
+            ("ection", r"\phantomsection"),  # another macro
             ("13", r"1\phantom{0}3"),
             ("1", r"13\tag{1}"),
             ("13", r"\boldsymbol{14}"),
