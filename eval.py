@@ -162,7 +162,7 @@ def add_flags(parser, benches):
         "models",
         nargs="*",
         metavar="MODEL",
-        help="run directory, folder, hub name, or tiny; none: report what is in --out",
+        help="run directory, folder, hub name, tiny or tiny-hard; none: report what is in --out",
     )
     parser.add_argument(
         "--n", "--samples", type=int, default=32, help="responses to a problem (default 32)"

@@ -15,7 +15,7 @@ from collections import Counter
 from functools import partial
 from pathlib import Path
 
-from harness import digest
+from harness import digest, tiny
 from harness.data import field, is_chat, read_rows
 from harness.ranks import print0
 from harness.settings import PRESETS, did_you_mean, die, one_line
@@ -50,10 +50,8 @@ def read_bench(name, table, data):
     # A local file wins over the hub
     source = table.get("hub")
     file = Path(data, table.get("file", "-"))
-    if table.get("file") == "tiny":
-        from harness import tiny
-
-        file = tiny.make()["test"]
+    if table.get("file") in tiny.TASKS:
+        file = tiny.make(table["file"])["test"]
     if file.exists():
         source = str(file)
         table = table | table.get("local", {})

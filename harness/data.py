@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from harness import tiny
 from harness.nodes import fetch_once
 from harness.ranks import print0, rank
 from harness.settings import die, one_line
@@ -22,21 +23,23 @@ from harness.settings import die, one_line
 
 def find_model(cfg):
     """Folder of the starting model. Of a hub name the first rank of each machine downloads it; the
-    offline default, 'tiny', is made here, and so are its rows."""
-    if "tiny" in (cfg.model, cfg.data, cfg.eval_data, cfg.reference):
-        from harness import tiny  # whose lock lets the first rank of a machine make it
-
-        try:
-            made = tiny.make()
-        except OSError as error:
-            die(f"'tiny' is made in ~/.cache/lad: {one_line(error)}; set HOME to a writable folder")
-        parts = dict(model="model", reference="model", data="train", eval_data="test")
-        for key, part in parts.items():
-            if getattr(cfg, key) == "tiny":
-                setattr(cfg, key, str(made[part]))
+    tasks of harness/tiny.py, 'tiny' and 'tiny-hard', are made here, models and rows."""
+    parts = dict(model="model", reference="model", data="train", eval_data="test")
+    for key, part in parts.items():
+        if getattr(cfg, key) in tiny.TASKS:
+            setattr(cfg, key, str(make_tiny(getattr(cfg, key))[part]))
     if Path(cfg.model).is_dir():
         return cfg.model
     return download(cfg.model)
+
+
+def make_tiny(task):
+    """Paths {model, train, test} of a task made on the spot. Its lock lets the first rank of a
+    machine make it."""
+    try:
+        return tiny.make(task)
+    except OSError as error:
+        die(f"{task!r} is made in ~/.cache/lad: {one_line(error)}; set HOME to a writable folder")
 
 
 def find_reference(cfg, folder, tokenizer):

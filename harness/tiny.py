@@ -3,16 +3,20 @@ The offline default: a 0.6M-parameter Qwen2 that has seen just enough Countdown 
 with RL.
 
     python harness/tiny.py    # make it (a minute on two cores, then cached) and show some answers
+    python harness/tiny.py tiny-hard    # the harder task: three minutes
 
 A puzzle is three numbers and a target; an answer uses each number exactly once, with + - * and
 brackets:
 
     2 3 8=14:     ->     3*2+8    8+2*3    2*3+8    8+3*2    ...
 
-RL trains and tests on puzzles with at least SEVERAL answers. The warm-up shows the model every
+RL trains and tests on puzzles with several answers. The warm-up shows the model every
 answer of every other puzzle, equally often, and stops early: it starts out solving some puzzles, in
 many ways. Whether RL keeps those ways or gives them up for pass@1 is what the objectives in lad.py
 differ in.
+
+`tiny-hard` is the same with four numbers. `tiny` starts out solving nearly every puzzle once in 32
+samples; `tiny-hard` three of four, so that exploring better can show in pass@32.
 """
 
 import collections
@@ -35,7 +39,13 @@ UNUSED = ["<unused0>", "<unused1>", "<unused2>"]  # makes 24, a multiple of 8
 # Puzzles
 LARGEST = 9  # numbers are 1 to this
 TARGETS = 99  # and so are targets
-SEVERAL = 6  # answers of a puzzle that RL gets to see
+
+# Of each task: how many numbers, the answers that a puzzle of RL has at least, puzzles to train on
+TASKS = {
+    "tiny": dict(count=3, several=6, train=256),
+    "tiny-hard": dict(count=4, several=12, train=2048),
+}
+TEST = 128  # puzzles held out
 
 # The warm-up. Steps, not seconds: a slow machine makes the same bytes
 STEPS = 400
@@ -70,11 +80,11 @@ def bracketed(expression, level):
     return text
 
 
-def puzzles():
-    """{(numbers, target): its answers, sorted}, in a fixed order."""
+def puzzles(count=3):
+    """{(numbers, target): its answers, sorted}, in a fixed order, of `count` numbers each."""
     # A set of texts: (1+2)+3 and 1+(2+3) are both 1+2+3
     answers = collections.defaultdict(set)
-    for numbers in itertools.combinations_with_replacement(range(1, LARGEST + 1), 3):
+    for numbers in itertools.combinations_with_replacement(range(1, LARGEST + 1), count):
         for order in set(itertools.permutations(numbers)):
             for value, text, _ in expressions(order):
                 if 1 <= value <= TARGETS:
@@ -189,20 +199,15 @@ def warm_up(model, tokenizer, pairs, seed):
 # ==== 3. Files ==================================================================================
 
 
-def build(folder, seed, train, test):
+def build(folder, seed, count, several, train):
     """Write model/, train.jsonl and test.jsonl into an empty folder."""
-    answers = puzzles()
+    answers = puzzles(count)
 
-    # The puzzles of RL: `test` of them held out, the rest to train on
-    several = [puzzle for puzzle in answers if len(answers[puzzle]) >= SEVERAL]
-    if train + test > len(several):
-        raise ValueError(
-            f"train + test = {train + test}: only {len(several)} puzzles have {SEVERAL} answers or "
-            "more"
-        )
-    chosen = random.Random(seed).sample(several, train + test)
-    write_puzzles(folder / "test.jsonl", chosen[:test])
-    write_puzzles(folder / "train.jsonl", chosen[test:])
+    # The puzzles of RL: TEST of them held out, the rest to train on
+    usable = [puzzle for puzzle in answers if len(answers[puzzle]) >= several]
+    chosen = random.Random(seed).sample(usable, TEST + train)
+    write_puzzles(folder / "test.jsonl", chosen[:TEST])
+    write_puzzles(folder / "train.jsonl", chosen[TEST:])
 
     # The warm-up sees neither of them: both are equally new to the model
     kept_back = set(chosen)
@@ -240,8 +245,8 @@ def train_model(pairs, seed):
     return tokenizer, model
 
 
-def make(root="~/.cache/lad/tiny", seed=None, train=256, test=128):
-    """Paths {model, train, test} of the model's folder and the two puzzle files, made if need be.
+def make(task="tiny", root="~/.cache/lad/tiny", seed=None):
+    """Paths {model, train, test} of a task's model folder and its two puzzle files, made if need be.
 
     The same arguments give the same bytes on the same machine; the folder's name is a hash of them,
     of this file and of torch's version. The seed is that of the puzzles' split and of the warm-up:
@@ -252,7 +257,7 @@ def make(root="~/.cache/lad/tiny", seed=None, train=256, test=128):
     if seed is None:
         seed = int(os.environ.get("LAD_TINY_SEED") or 0)
     # What the bytes depend on names their folder
-    made_of = repr((torch.__version__, seed, train, test)).encode()
+    made_of = repr((torch.__version__, seed, task)).encode()
     key = hashlib.sha256(Path(__file__).read_bytes() + made_of).hexdigest()[:12]
 
     root = Path(root).expanduser()
@@ -265,7 +270,7 @@ def make(root="~/.cache/lad/tiny", seed=None, train=256, test=128):
         if not folder.is_dir():
             shutil.rmtree(unfinished, ignore_errors=True)
             unfinished.mkdir()
-            build(unfinished, seed, train, test)
+            build(unfinished, seed, **TASKS[task])
             unfinished.rename(folder)
     return dict(
         model=folder / "model",
@@ -278,14 +283,15 @@ def make(root="~/.cache/lad/tiny", seed=None, train=256, test=128):
 
 
 def main(argv):
-    """Make it, say where it is, and show eight answers to each of four puzzles."""
+    """Make a task, say where it is, and show eight answers to each of four puzzles."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from harness import command
 
-    command.parser(__doc__).parse_args(argv)
-    paths = make()
+    parser = command.parser(__doc__)
+    parser.add_argument("task", nargs="?", choices=TASKS, default="tiny")
+    paths = make(parser.parse_args(argv).task)
     for name, path in paths.items():
         print(f"{name}: {path}")
     tokenizer = AutoTokenizer.from_pretrained(paths["model"])

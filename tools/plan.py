@@ -38,7 +38,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from harness import command, lora
+from harness import command, lora, tiny
 from harness.settings import did_you_mean, die, one_line
 
 LAD = Path(__file__).resolve().parent.parent / "lad.py"
@@ -115,7 +115,7 @@ def read_shape(model):
         return known
 
     # Not in the table
-    config = tiny_config() if model == "tiny" else read_config(model)
+    config = tiny_config() if model in tiny.TASKS else read_config(model)
     if config.model_type not in KINDS:
         die(f"model = {model!r} is of kind {config.model_type!r}; plan.py knows {', '.join(KINDS)}")
 
@@ -135,9 +135,7 @@ def read_shape(model):
 
 
 def tiny_config():
-    """That of the offline default, without its warm-up."""
-    from harness import tiny
-
+    """That of both tasks of harness/tiny.py, without the warm-up."""
     with torch.device("meta"):
         return tiny.make_model(tiny.make_tokenizer()).config
 
