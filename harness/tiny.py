@@ -246,7 +246,7 @@ def train_model(pairs, seed):
 
 
 def make(task="tiny", root="~/.cache/lad/tiny", seed=None):
-    """Paths {model, train, test} of a task's model folder and its two puzzle files, made if need be.
+    """Paths {model, train, test}: a task's model folder and its two puzzle files, made if need be.
 
     The same arguments give the same bytes on the same machine; the folder's name is a hash of them,
     of this file and of torch's version. The seed is that of the puzzles' split and of the warm-up:

@@ -48,9 +48,7 @@ def test_same_bytes_twice_and_nothing_disturbed(tmp_path, monkeypatch):
     first, second = files(Path(a["model"]).parent), files(Path(b["model"]).parent)
     assert first == second and any(name.endswith("safetensors") for name in first)
     monkeypatch.setenv("LAD_TINY_SEED", "7")
-    monkeypatch.setattr(
-        maker, "build", lambda folder, seed, **_: (folder / f"seed {seed}").touch()
-    )
+    monkeypatch.setattr(maker, "build", lambda folder, seed, **_: (folder / f"seed {seed}").touch())
     other = Path(maker.make(root=tmp_path / "a")["model"]).parent
     assert (
         other != Path(a["model"]).parent and (other / "seed 7").exists()

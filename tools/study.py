@@ -1,19 +1,19 @@
 """
-The study behind docs/study.md: every objective on `tiny`, the same budget, learning rates picked by
-the same sweep, several seeds.
+The study behind docs/study.md: GRPO, LAD, FADE and what they must be compared with, on tasks that a
+CPU can train on.
 
     python tools/study.py run      # everything that docs/study.csv lacks: hours on two cores
-    python tools/study.py run --only sweep,main --workers 2 --dry     # which runs are missing
-    python tools/study.py table    # the tables, and docs/study.png, from docs/study.csv
+    python tools/study.py run --only tiny:sweep,tiny:main --dry    # which of these are missing
+    python tools/study.py table    # the tables and docs/study-*.png, from docs/study.csv
 
-`run` may be stopped and started as you like. A run is `python lad.py --config tiny --objective NAME
---seed S --steps 30 ...` with one thread; here several at a time, each a fork of a process that has
-imported torch and vLLM already (half of a short run is imports). A line of the CSV is one
-evaluation of one run, with the commit that made it. The test split, 128 puzzles, and K = 32 samples
-to each are the same for all.
+`run` may be stopped and started as you like. A run is `python lad.py --config TASK --objective NAME
+--seed S ...` with one thread; here several at a time, each a fork of a process that has imported
+torch and vLLM already (half of a short run is imports). A line of the CSV is one evaluation of one
+run, with the commit that made it.
 
-Learning rates: SWEEP_SEEDS and SEEDS share none. The rate with the highest held-out pass@1 +
-pass@32 at the end is taken.
+Learning rates are chosen on prompts and a seed that no reported figure has seen: the sweep trains
+on all but the last VALIDATION training prompts, and those judge it. The rate with the highest
+pass@1 + pass@32 at the end is taken; where it is an end of the grid, the grid grows.
 """
 
 import csv
@@ -28,6 +28,7 @@ import sys
 import tempfile
 import time
 import traceback
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
@@ -42,46 +43,81 @@ for key, value in {
     os.environ.setdefault(key, value)
 
 import lad
-from harness import command
+from harness import command, tiny
 
 CSV = HERE / "docs" / "study.csv"
-RUN = ["part", "label", "lr", "seed", "step"]  # which run, and where in it
-NUMBERS = ["pass@1", "pass@32", "distinct", "entropy", "reward", "rank_one", "seconds"]
+RUN = ["task", "part", "label", "lr", "seed", "step"]  # which run, and where in it
+NUMBERS = ["pass@1", "pass@32", "distinct", "entropy", "reward", "tokens"]
+NUMBERS += ["fade_alpha", "fade_delta", "seconds"]
 FIELDS = [*RUN, *NUMBERS, "commit"]
 
-STEPS = 30
-RATES = (2.5e-5, 5e-5, 1e-4, 2e-4)
-SWEEP_SEEDS = (100,)
+METHODS = ("grpo", "lad", "fade", "lad_anchor", "flowrl", "gflowrl")
 SEEDS = (0, 1, 2, 3, 4)
-BASE = ["--config", "tiny", "--steps", str(STEPS), "--eval_every", "10"]
-BASE += ["--checkpoint_every", "0", "--verify_workers", "1"]
-START_ENTROPY = 0.49  # of tiny's tokens, in nats, before training
+SWEEP_SEED = 100
+VALIDATION = 128  # prompts
+GROWN = 2  # times that a grid of rates may grow at an end
 
 
-def questions():
-    """{label: flags}. The label's first word is the objective, whose rate the sweep gave."""
-    asked = {}
-    for eta in (0.0625, 0.125, 0.5, 1.0, 4.0):
-        asked[f"lad eta {eta}"] = ["--eta", str(eta)]
-    for divergence in ("kl", "kl_c", "rkl", "rkl_c", "jf", "hd", "tv"):
-        asked[f"lad {divergence}"] = ["--divergence", divergence]
+@dataclass(frozen=True)
+class Task:
+    """What a run on a task is."""
+
+    steps: int
+    every: int  # steps between evaluations
+    rates: tuple  # the grid
+    entropy: float  # of a token before training, in nats
+    flags: tuple = ()
+
+
+TASKS = {
+    "tiny": Task(steps=30, every=15, rates=(5e-5, 1e-4, 2e-4), entropy=0.49),
+    "tiny-hard": Task(steps=40, every=20, rates=(5e-5, 1e-4, 2e-4), entropy=0.72),
+}
+
+
+def points(task):
+    """{part: {label: flags}}. A label's first word is the objective, whose rate the sweep gave."""
+    main = {name: [] for name in METHODS}
+
+    # Fronts: the one knob of each method between what the start had and accuracy
+    front = {}
+    for kl_coef in (0.01, 0.03, 0.1, 0.3):
+        front[f"grpo kl_coef {kl_coef}"] = ["--kl_coef", str(kl_coef)]
+    for eta in (0.0625, 0.125, 0.5):
+        front[f"lad_anchor eta {eta}"] = ["--eta", str(eta)]
+    for eta in (1.0, 4.0):
+        front[f"lad eta {eta}"] = ["--eta", str(eta)]
+    for beta in (5.0, 45.0):
+        front[f"flowrl flow_beta {beta}"] = ["--flow_beta", str(beta)]
+    for beta in (1.0, 64.0):
+        front[f"gflowrl gflow_beta {beta}"] = ["--gflow_beta", str(beta)]
+    for every in (5, 10):
+        front[f"lad_anchor ref_every {every}"] = ["--ref_every", str(every)]
+    for divergence in ("hd", "rkl"):
+        front[f"lad_anchor {divergence}"] = ["--divergence", divergence]
+
+    # FADE in the time of a short run: its running means see 3 batches, or one
+    fade = {}
+    for rate in (0.3, 1.0):
+        fade[f"fade rate {rate}"] = ["--fade_rate", str(rate)]
+    quick = ["--fade_rate", "0.3"]
+    fade["fade alpha alone"] = [*quick, "--fade_delta_min", "1.0"]
+    fade["fade delta alone"] = [*quick, "--fade_alpha_max", "1.0"]
+    for share in (0.25, 1.0):  # 0.5 is the default
+        target = round(share * task.entropy, 4)
+        fade[f"fade H* {share} of the initial"] = [*quick, "--fade_entropy", str(target)]
+
+    question = {}
+    for eta in (0.0625, 0.125, 0.5):
+        question[f"lad eta {eta}"] = ["--eta", str(eta)]
+    for divergence in ("kl", "rkl", "jf", "hd", "tv"):
+        question[f"lad {divergence}"] = ["--divergence", divergence]
+    for ratio in ("mean", "sequence"):
+        question[f"lad ratio {ratio}"] = ["--ratio", ratio, "--aggregation", "sequence"]
     for name in ("lad", "grpo"):
         for m, e in ((1, 1), (4, 1), (4, 4)):
-            flags = ["--minibatches", str(m), "--epochs", str(e)]
-            asked[f"{name} {m}x{e} updates"] = flags
-    asked["lad per sequence"] = ["--ratio", "sequence", "--aggregation", "sequence"]
-    asked["fade without alpha"] = ["--fade_alpha_max", "1.0"]
-    asked["fade without delta"] = ["--fade_delta_min", "1.0"]
-    for share in (0.25, 1.0):  # 0.5 is the default
-        target = round(share * START_ENTROPY, 4)
-        asked[f"fade H* {share} of the initial"] = ["--fade_entropy", str(target)]
-    asked["lad_anchor eta 0.125"] = ["--eta", "0.125"]
-    asked["lad_anchor eta 0.5"] = ["--eta", "0.5"]
-    asked["lad_anchor moving every 10"] = ["--ref_every", "10"]
-    return asked
-
-
-QUESTIONS = questions()
+            question[f"{name} {m}x{e} updates"] = ["--minibatches", str(m), "--epochs", str(e)]
+    return dict(main=main, front=front, fade=fade, question=question)
 
 
 def objective_of(label):
@@ -104,47 +140,76 @@ def read_rows():
     return rows
 
 
+def ends(rows, task, part):
+    """The lines of a task's and part's runs at their last step."""
+    last = TASKS[task].steps
+    return [r for r in rows if (r["task"], r["part"], r["step"]) == (task, part, last)]
+
+
 def finished(rows):
-    """{(part, label, lr, seed)} of the runs that reached their last step."""
-    last = [r for r in rows if r["step"] == STEPS]
-    return {(r["part"], r["label"], r["lr"], int(r["seed"])) for r in last}
+    """{(task, part, label, lr, seed)} of the runs that reached their last step."""
+    last = [r for r in rows if r["step"] == TASKS[r["task"]].steps]
+    return {(r["task"], r["part"], r["label"], r["lr"], int(r["seed"])) for r in last}
 
 
-def best_rates(rows):
+def sweep_scores(rows, task):
+    """{objective: {rate: pass@1 + pass@32 of the sweep's run}}."""
+    scores = {}
+    for r in ends(rows, task, "sweep"):
+        scores.setdefault(r["label"], {})[r["lr"]] = r["pass@1"] + r["pass@32"]
+    return scores
+
+
+def grid(task, scores):
+    """The rates of one objective's sweep: the task's, and twice or half of an end that was best."""
+    rates = list(TASKS[task].rates)
+    for _ in range(GROWN):
+        if not set(rates) <= set(scores):
+            break
+        best = max(rates, key=scores.get)
+        if best == rates[0]:
+            rates.insert(0, best / 2)
+        elif best == rates[-1]:
+            rates.append(best * 2)
+    return rates
+
+
+def best_rates(rows, task):
     """{objective: the sweep's rate}, of the objectives whose sweep is whole."""
-    scores = {}  # objective -> rate -> [pass@1 + pass@32 of each seed]
-    for r in rows:
-        if r["part"] == "sweep" and r["step"] == STEPS:
-            of_rate = scores.setdefault(r["label"], {})
-            of_rate.setdefault(r["lr"], []).append(r["pass@1"] + r["pass@32"])
     best = {}
-    for label, of_rate in scores.items():
-        is_whole = set(of_rate) >= set(RATES)
-        if is_whole and all(len(values) == len(SWEEP_SEEDS) for values in of_rate.values()):
-            best[label] = max(RATES, key=lambda rate: statistics.mean(of_rate[rate]))
+    for label, scores in sweep_scores(rows, task).items():
+        rates = grid(task, scores)
+        if set(rates) <= set(scores):
+            best[label] = max(rates, key=scores.get)
     return best
 
 
-def missing_jobs(rows, parts):
-    """(part, label, lr, seed, flags) still to be run, as far as the sweep's results allow."""
-    best = best_rates(rows)
+def missing_jobs(rows, wanted, methods):
+    """(task, part, label, lr, seed, flags) still to be run, as far as the sweep's results allow, of
+    the wanted pairs (task, part) and methods."""
     jobs = []
-    for seed in SWEEP_SEEDS:
-        for name in lad.OBJECTIVES:
-            jobs += [("sweep", name, rate, seed, ["--objective", name]) for rate in RATES]
-    # Seed by seed, so that what is there at any time is balanced
-    for seed in SEEDS:
-        for name in lad.OBJECTIVES:
-            if name in best:
-                jobs.append(("main", name, best[name], seed, ["--objective", name]))
-    for seed in SEEDS:
-        for label, flags in QUESTIONS.items():
-            name = objective_of(label)
-            if name in best:
-                flags = ["--objective", name, *flags]
-                jobs.append(("question", label, best[name], seed, flags))
+    for name, task in TASKS.items():
+        asked = points(task)
+        scores = sweep_scores(rows, name)
+        best = best_rates(rows, name)
+        for objective in asked["main"]:
+            for rate in grid(name, scores.get(objective, {})):
+                flags = ["--objective", objective]
+                jobs.append((name, "sweep", objective, rate, SWEEP_SEED, flags))
+
+        # Seed by seed, so that what is there at any time is balanced
+        for part, labels in asked.items():
+            for seed in SEEDS:
+                for label, flags in labels.items():
+                    objective = objective_of(label)
+                    if objective in best:
+                        flags = ["--objective", objective, *flags]
+                        jobs.append((name, part, label, best[objective], seed, flags))
+
     done = finished(rows)
-    return [job for job in jobs if job[:4] not in done and job[0] in parts]
+    jobs = [job for job in jobs if job[:5] not in done and job[:2] in wanted]
+    jobs = [job for job in jobs if objective_of(job[2]) in methods]
+    return sorted(jobs, key=lambda job: wanted.index(job[:2]))
 
 
 # ==== 2. Running ================================================================================
@@ -152,34 +217,52 @@ def missing_jobs(rows, parts):
 
 def run(job, folder, commit):
     """In a forked child: one run of lad.py, its evaluations appended to the CSV in one write."""
-    part, label, rate, seed, flags = job
-    name = "-".join([part, label.replace(" ", "_").replace("*", ""), str(rate), str(seed)])
-    out = Path(folder) / name
+    name, part, label, rate, seed, flags = job
+    task = TASKS[name]
+    words = [name, part, label.replace(" ", "_").replace("*", ""), str(rate), str(seed)]
+    out = Path(folder) / "-".join(words)
     send_output_to(f"{out}.log")
+
+    argv = ["--config", name, "--seed", str(seed), "--lr", repr(rate), "--out", str(out)]
+    argv += ["--steps", str(task.steps), "--eval_every", str(task.every)]
+    argv += ["--checkpoint_every", "0", "--verify_workers", "1", *task.flags]
+    if part == "sweep":
+        argv += split_for_sweep(name, folder)
     sys.argv = ["lad.py"]
     began = time.time()
-    lad.main([*BASE, "--seed", str(seed), "--lr", repr(rate), "--out", str(out), *flags])
+    lad.main([*argv, *flags])
     seconds = time.time() - began
 
     # What it left
     with open(out / "metrics.jsonl") as f:
         lines = [json.loads(line) for line in f]
     train = {x["step"]: x for x in lines if "loss" in x}
-    refuse_numbers_that_are_none(train)
+    refuse_numbers_that_are_none(train, task.steps)
 
     text = ""
     for x in lines:
         if "eval/pass@1" not in x:
             continue
         now = train.get(x["step"], train[1])  # before training: of the first batch
-        values = [part, label, rate, seed, x["step"]]
+        values = [name, part, label, rate, seed, x["step"]]
         values += [round(x[f"eval/{key}"], 5) for key in ("pass@1", "pass@32", "distinct")]
-        values += [round(now[key], 5) for key in ("entropy", "reward", "rank_one")]
+        values += [round(now[key], 5) for key in ("entropy", "reward", "response_tokens")]
+        values += [round(now[key], 5) for key in ("fade_alpha", "fade_delta")]
         values += [round(seconds, 1), commit]
         text += ",".join(map(str, values)) + "\n"
     with open(CSV, "a") as f:
         f.write(text)
     shutil.rmtree(out)
+
+
+def split_for_sweep(name, folder):
+    """Flags that train on all but the last VALIDATION training prompts and evaluate on those."""
+    lines = Path(tiny.make(name)["train"]).read_text().splitlines(keepends=True)
+    train = Path(folder, f"{name}-{os.getpid()}-train.jsonl")
+    train.write_text("".join(lines[:-VALIDATION]))
+    held_out = Path(folder, f"{name}-{os.getpid()}-validation.jsonl")
+    held_out.write_text("".join(lines[-VALIDATION:]))
+    return ["--data", str(train), "--eval_data", str(held_out)]
 
 
 def send_output_to(path):
@@ -188,14 +271,14 @@ def send_output_to(path):
     os.dup2(1, 2)
 
 
-def refuse_numbers_that_are_none(train):
+def refuse_numbers_that_are_none(train, last):
     """A run with a number that is not finite is no result."""
     for x in train.values():
         for key in ("loss", "entropy", "grad_norm"):
             if not math.isfinite(x[key]):
                 raise ValueError(f"step {x['step']}: {key} = {x[key]}")
-    if train[STEPS]["skipped"]:
-        raise ValueError(f"{train[STEPS]['skipped']} optimizer steps were skipped")
+    if train[last]["skipped"]:
+        raise ValueError(f"{train[last]['skipped']} optimizer steps were skipped")
 
 
 def fork(job, folder, commit):
@@ -213,24 +296,20 @@ def fork(job, folder, commit):
         os._exit(code)
 
 
-def run_all(parts, workers, dry):
+def run_all(wanted, methods, workers, dry):
     """Run what is missing, `workers` at a time; exits with code 1 if a run failed."""
-    rows = read_rows()
-    missing = missing_jobs(rows, parts)
-    later = (
-        " (and what the sweep will allow)" if set(best_rates(rows)) < set(lad.OBJECTIVES) else ""
-    )
-    print(f"{len(missing)} runs to go{later}")
+    missing = missing_jobs(read_rows(), wanted, methods)
+    print(f"{len(missing)} runs to go, as far as the sweeps that are there tell")
     if dry:
-        for part, label, rate, seed, _ in missing:
-            print(f"  {part:8} {label:28} lr {rate:g}  seed {seed}")
+        for task, part, label, rate, seed, _ in missing:
+            print(f"  {task:10} {part:8} {label:28} lr {rate:g}  seed {seed}")
         return
 
     describe = ["git", "-C", str(HERE), "describe", "--always", "--dirty"]
     commit = subprocess.run(describe, capture_output=True, text=True).stdout.strip()
     if not CSV.exists():
         CSV.write_text(",".join(FIELDS) + "\n")
-    import_once()
+    import_once({task for task, _ in wanted})
 
     folder = tempfile.mkdtemp(prefix="study-")
     running = {}  # process id -> job
@@ -239,7 +318,9 @@ def run_all(parts, workers, dry):
     count = 0
     while True:
         # As many as there may be
-        waiting = [job for job in missing_jobs(read_rows(), parts) if job[:4] not in failed]
+        waiting = [
+            job for job in missing_jobs(read_rows(), wanted, methods) if job[:5] not in failed
+        ]
         waiting = [job for job in waiting if job not in running.values()]
         while waiting and len(running) < workers:
             job = waiting.pop(0)
@@ -254,26 +335,25 @@ def run_all(parts, workers, dry):
             continue
         count += 1
         if status:
-            failed.add(job[:4])
-        left = [job for job in missing_jobs(read_rows(), parts) if job[:4] not in failed]
+            failed.add(job[:5])
+        left = [job for job in missing_jobs(read_rows(), wanted, methods) if job[:5] not in failed]
         word = "FAILED" if status else "done"
         pace = (time.time() - began) / count
-        what = " ".join(map(str, job[:4]))
-        print(f"{word:6} {what:44} {count} done, {len(left)} known to be left, {pace:.1f} s a run")
+        what = " ".join(map(str, job[:5]))
+        print(f"{word:6} {what:52} {count} done, {len(left)} known to be left, {pace:.1f} s a run")
         sys.stdout.flush()
     if failed:
         sys.exit(f"study.py: {len(failed)} runs failed; their logs are in {folder}")
 
 
-def import_once():
-    """What every child would import, and the model that they all start from."""
+def import_once(tasks):
+    """What every child would import, and the models that they start from."""
     import transformers  # noqa: F401
     import vllm
     import vllm.v1.worker.cpu_worker  # noqa: F401
 
-    from harness import tiny
-
-    tiny.make()
+    for task in tasks:
+        tiny.make(task)
     gc.collect()
     gc.freeze()
 
@@ -292,6 +372,7 @@ STUDENT = {
     9: 2.306,
     10: 2.262,
 }
+KEYS = {"pass@1": 3, "pass@32": 3, "distinct": 2}  # and digits
 
 
 def interval(values):
@@ -303,92 +384,89 @@ def interval(values):
     return mean, STUDENT[n] * statistics.stdev(values) / math.sqrt(n)
 
 
-def cell(values, digits):
+def cell(values, digits, sign=""):
     """mean ± interval; of two seeds a mean alone."""
     mean, half = interval(values)
     if len(values) > 2:
-        return f"{mean:.{digits}f} ± {half:.{digits}f}"
-    return f"{mean:.{digits}f}"
+        return f"{mean:{sign}.{digits}f} ± {half:.{digits}f}"
+    return f"{mean:{sign}.{digits}f}"
 
 
-def distinct_at(rows, level=0.5):
-    """Distinct answers where each seed's pass@1 first reached `level`, interpolated between
-    evaluations: methods of any speed side by side. 0.5 lies between the second and third evaluation
-    of nearly all; lower, the long chord from the start would wrong the fast ones."""
-    found = []
-    for seed in {r["seed"] for r in rows}:
-        mine = [r for r in rows if r["seed"] == seed]
-        points = sorted((r["step"], r["pass@1"], r["distinct"]) for r in mine)
-        for (_, a, u), (_, b, v) in pairwise(points):
-            if a < level <= b:
-                found.append(u + (v - u) * (level - a) / (b - a))
-                break
+def reported(rows, task):
+    """{label: {seed: its last line}} of everything but the sweep, at the sweep's rate."""
+    best = best_rates(rows, task)
+    found = {}
+    for r in rows:
+        is_last = r["step"] == TASKS[task].steps
+        if r["task"] == task and r["part"] != "sweep" and is_last:
+            if r["lr"] == best.get(objective_of(r["label"])):
+                found.setdefault(r["label"], {})[r["seed"]] = r
     return found
 
 
-def print_table(rows, part, labels):
-    """A markdown table: mean ± 95% interval over seeds at the last step, and the batch of the
-    highest pass@1 of the evaluations."""
-    columns = [part, "lr", "seeds", "pass@1", "pass@32", "distinct"]
-    columns += ["distinct when pass@1 was 0.50", "entropy", "batch of peak pass@1", "rank one"]
+def print_table(rows, task, part):
+    """A markdown table of a part: mean ± 95% interval over seeds at the last step, and the
+    difference to GRPO, seed by seed. One that holds 0 separates nothing."""
+    found = reported(rows, task)
+    labels = [label for label in points(TASKS[task])[part] if label in found]
+    if not labels:
+        return
+    columns = [f"{task}: {part}", "lr", "seeds", *KEYS, "entropy"]
+    columns += [f"{key} less GRPO's" for key in KEYS]
+    if part == "fade":
+        columns += ["alpha", "delta"]
     print_header(columns)
-    best = best_rates(rows)
+    if part != "main":
+        labels = [name for name in ("grpo", "fade") if name in found and part == "fade"] + labels
     for label in labels:
-        mine = [r for r in rows if r["part"] == part and r["label"] == label]
-        mine = [r for r in mine if r["lr"] == best.get(objective_of(label))]
-        last = [r for r in mine if r["step"] == STEPS]
-        if not last:
-            continue
-        level = distinct_at(mine)
+        mine = found[label]
+        last = list(mine.values())
         cells = [label, f"{last[0]['lr']:g}", str(len(last))]
-        for key, digits in (("pass@1", 3), ("pass@32", 3), ("distinct", 2)):
-            cells.append(cell([r[key] for r in last], digits))
-        cells.append(cell(level, 2) if level else "not reached")
-        cells.append(cell([r["entropy"] for r in last], 3))
-        cells.append(f"{statistics.mean(peak_step(mine, r['seed']) for r in last):.0f}")
-        cells.append(f"{statistics.mean(r['rank_one'] for r in last):.2f}")
+        cells += [cell([r[key] for r in last], digits) for key, digits in KEYS.items()]
+        cells.append(cell([r["entropy"] for r in last], 2))
+        cells += differences(mine, found.get("grpo", {}))
+        if part == "fade":
+            cells += [f"{statistics.mean(r[key] for r in last):.2f}" for key in SCHEDULE]
         print_line(cells)
 
 
-def peak_step(rows, seed):
-    """The step of a seed's evaluation with the highest pass@1."""
-    mine = [r for r in rows if r["seed"] == seed]
-    return max(mine, key=lambda r: r["pass@1"])["step"]
+SCHEDULE = ("fade_alpha", "fade_delta")
 
 
-def print_differences(rows):
-    """Less GRPO, seed by seed: mean ± 95% interval. One that holds 0 separates nothing."""
-    best = best_rates(rows)
-    last = {}  # (objective, seed) -> its last line
-    for r in rows:
-        if r["part"] == "main" and r["step"] == STEPS and r["lr"] == best.get(r["label"]):
-            last[r["label"], r["seed"]] = r
-    keys = ("pass@1", "pass@32", "distinct")
-    print_header(["less grpo", *keys])
-    for name in lad.OBJECTIVES:
-        pairs = []
-        for (label, seed), r in last.items():
-            if label == name != "grpo" and ("grpo", seed) in last:
-                pairs.append((r, last["grpo", seed]))
-        if not pairs:
-            continue
-        cells = [name]
-        for key in keys:
-            mean, half = interval([a[key] - b[key] for a, b in pairs])
-            cells.append(f"{mean:+.3f} ± {half:.3f}")
-        print_line(cells)
+def differences(mine, others):
+    """Cells of what a label has less another, seed by seed: {seed: line} of both."""
+    seeds = sorted(set(mine) & set(others))
+    if not seeds or mine is others:
+        return ["" for _ in KEYS]
+    cells = []
+    for key, digits in KEYS.items():
+        cells.append(cell([mine[seed][key] - others[seed][key] for seed in seeds], digits, "+"))
+    return cells
 
 
-def print_sweep(rows):
+def print_starts(rows):
+    """Each task before training: the mean over all of its reported runs' first evaluation."""
+    print_header(["before training", "runs", *KEYS])
+    for task in TASKS:
+        first = [r for r in rows if r["task"] == task and not r["step"] and r["part"] != "sweep"]
+        if first:
+            cells = [task, str(len(first))]
+            cells += [f"{statistics.mean(r[k] for r in first):.{d}f}" for k, d in KEYS.items()]
+            print_line(cells)
+
+
+def print_sweep(rows, task):
     """pass@1 + pass@32 after the sweep's runs; the chosen rate in bold."""
-    print_header(["pass@1 + pass@32 at lr", *(f"{rate:g}" for rate in RATES)])
-    best = best_rates(rows)
-    ends = [r for r in rows if r["part"] == "sweep" and r["step"] == STEPS]
-    for name in lad.OBJECTIVES:
-        score = {r["lr"]: r["pass@1"] + r["pass@32"] for r in ends if r["label"] == name}
+    scores = sweep_scores(rows, task)
+    if not scores:
+        return
+    rates = sorted({rate for of_rate in scores.values() for rate in of_rate})
+    print_header([f"{task}: pass@1 + pass@32 at lr", *(f"{rate:g}" for rate in rates)])
+    best = best_rates(rows, task)
+    for name, of_rate in scores.items():
         cells = [name]
-        for rate in RATES:
-            text = f"{score[rate]:.3f}" if rate in score else ""
+        for rate in rates:
+            text = f"{of_rate[rate]:.3f}" if rate in of_rate else ""
             cells.append(f"**{text}**" if rate == best.get(name) else text)
         print_line(cells)
 
@@ -403,74 +481,129 @@ def print_line(cells):
     print("| " + " | ".join(cells) + " |")
 
 
-# ==== 4. The picture ============================================================================
+# ==== 4. Fronts =================================================================================
 
-HIGHLIGHTED = ("lad", "fade", "lad_anchor", "grpo")
+# {name: the labels of its points, from accuracy to the start's diversity}
+FRONTS = {
+    "GRPO, KL to the start": ["grpo", *(f"grpo kl_coef {c}" for c in (0.01, 0.03, 0.1, 0.3))],
+    "LAD, anchored, eta": [
+        "lad_anchor eta 0.0625",
+        "lad_anchor eta 0.125",
+        "lad_anchor",
+        "lad_anchor eta 0.5",
+    ],
+    "LAD, eta": ["lad eta 0.0625", "lad", "lad eta 1.0", "lad eta 4.0"],
+    "FlowRL, beta": ["flowrl flow_beta 45.0", "flowrl", "flowrl flow_beta 5.0"],
+    "GFlowRL, beta": ["gflowrl gflow_beta 64.0", "gflowrl", "gflowrl gflow_beta 1.0"],
+    "FADE, its clock": ["fade", "fade rate 0.3", "fade rate 1.0"],
+}
 
 
-def draw(rows, path):
-    """pass@32 against pass@1, and distinct answers against pass@1: a line a method, its evaluations
-    as points, mean over seeds."""
+def on_front(front, seed, x, key):
+    """What a front has at pass@1 = x for one seed: its points in order of pass@1, joined by
+    straight lines; None where x lies outside. front: [{seed: line}]."""
+    have = sorted((of[seed]["pass@1"], of[seed][key]) for of in front if seed in of)
+    for (a, u), (b, v) in pairwise(have):
+        if a <= x <= b:
+            return u + (v - u) * (x - a) / (b - a) if b > a else v
+    return None
+
+
+def print_against_kl(rows, task):
+    """At equal pass@1: what each point has above the front of GRPO with KL, seed by seed."""
+    found = reported(rows, task)
+    labels = FRONTS["GRPO, KL to the start"]
+    front = [found[label] for label in labels if label in found]
+    others = [label for label in found if label not in labels]
+    if len(front) < 3 or not others:
+        return
+    print_header([f"{task}: above GRPO's front at equal pass@1", "seeds", "pass@32", "distinct"])
+    for label in others:
+        above = {"pass@32": [], "distinct": []}
+        for seed, r in found[label].items():
+            for key, values in above.items():
+                at = on_front(front, seed, r["pass@1"], key)
+                if at is not None:
+                    values.append(r[key] - at)
+        if len(above["distinct"]) > 2:
+            cells = [label, str(len(above["distinct"]))]
+            cells += [cell(values, KEYS[key], "+") for key, values in above.items()]
+            print_line(cells)
+
+
+def draw(rows, task, path):
+    """pass@32 and distinct answers against pass@1: a line a method through the values of its knob,
+    mean over seeds with 95% intervals, and the start."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    best = best_rates(rows)
-    main = [r for r in rows if r["part"] == "main" and r["lr"] == best.get(r["label"])]
-    labels = list(dict.fromkeys(r["label"] for r in main))
-    fig, axes = plt.subplots(1, 2, figsize=(13, 6))
-    for number, name in enumerate(labels):
-        mine = [r for r in main if r["label"] == name]
-        style = dict(lw=0.8, ms=4, color=plt.cm.tab20b(number), label=name, zorder=2)
-        marker = ".-"
-        if name in HIGHLIGHTED:
-            style.update(lw=2.5, color=f"C{HIGHLIGHTED.index(name)}", zorder=3)
-            marker = "o-"
+    found = reported(rows, task)
+    first = [r for r in rows if r["task"] == task and not r["step"] and r["part"] != "sweep"]
+    fig, axes = plt.subplots(1, 2, figsize=(12, 5))
+    counts = set()
+    for number, (name, labels) in enumerate(FRONTS.items()):
+        have = [list(found[label].values()) for label in labels if label in found]
         for ax, key in zip(axes, ("pass@32", "distinct"), strict=True):
-            x = means(mine, "pass@1")
-            y = means(mine, key)
-            ax.plot(x, y, marker, **style)
-            where = dict(xytext=(3, 0), textcoords="offset points")
-            ax.annotate(name, (x[-1], y[-1]), fontsize=7, color=style["color"], **where)
+            xs = [interval([r["pass@1"] for r in lines]) for lines in have]
+            ys = [interval([r[key] for r in lines]) for lines in have]
+            style = dict(color=f"C{number}", marker="o", ms=4, lw=1.5, capsize=2, elinewidth=0.7)
+            ax.errorbar(
+                [x for x, _ in xs],
+                [y for y, _ in ys],
+                xerr=[half for _, half in xs],
+                yerr=[half for _, half in ys],
+                label=name,
+                **style,
+            )
+        counts |= {len(lines) for lines in have}
 
-    axes[0].set_ylabel("held-out pass@32")
-    axes[1].set_ylabel("distinct right answers to a puzzle (of 32)")
-    for ax in axes:
+    for ax, key in zip(axes, ("pass@32", "distinct"), strict=True):
+        x = statistics.mean(r["pass@1"] for r in first)
+        ax.plot(x, statistics.mean(r[key] for r in first), "k*", ms=12, label="before training")
         ax.set_xlabel("held-out pass@1")
         ax.grid(alpha=0.3)
-    seeds = min(len({r["seed"] for r in main if r["label"] == label}) for label in labels)
+    axes[0].set_ylabel("held-out pass@32")
+    axes[1].set_ylabel("distinct right answers to a puzzle (of 32)")
+    axes[0].legend(fontsize=8)
+    seeds = f"{min(counts)} to {max(counts)}" if len(counts) > 1 else str(*counts)
     fig.suptitle(
-        f"tiny: every objective from the same start (left) to batch {STEPS}, mean of {seeds} "
-        "seeds; up and right is better"
+        f"{task}, batch {TASKS[task].steps}: each method over its knob, {seeds} seeds, "
+        "95% intervals; up and right is better"
     )
     fig.tight_layout()
     fig.savefig(path, dpi=110)
-
-
-def means(rows, key):
-    """The mean over seeds at each step, in order."""
-    steps = sorted({r["step"] for r in rows})
-    return [statistics.mean(r[key] for r in rows if r["step"] == step) for step in steps]
+    plt.close(fig)
 
 
 def main(argv):
     parser = command.parser(__doc__)
     parser.add_argument("what", choices=("run", "table"))
-    parser.add_argument("--only", default="sweep,main,question", help="parts, with commas")
+    every = [f"{name}:{part}" for name, task in TASKS.items() for part in ("sweep", *points(task))]
+    parser.add_argument("--only", default=",".join(every), help="TASK:PART, with commas, in order")
+    parser.add_argument("--methods", default=",".join(METHODS), help="objectives, with commas")
     parser.add_argument("--workers", type=int, default=2, help="runs at a time, one thread each")
     parser.add_argument("--dry", action="store_true", help="list the missing runs")
     args = parser.parse_args(argv)
     if args.what == "run":
-        run_all(args.only.split(","), args.workers, args.dry)
+        wanted = args.only.split(",")
+        for name in wanted:
+            if name not in every:
+                parser.error(f"--only: no {name!r}; there are {', '.join(every)}")
+        pairs = [tuple(name.split(":")) for name in wanted]
+        run_all(pairs, args.methods.split(","), args.workers, args.dry)
         return
     rows = read_rows()
-    print_table(rows, "main", lad.OBJECTIVES)
-    print_differences(rows)
-    print_table(rows, "question", QUESTIONS)
-    print_sweep(rows)
+    print_starts(rows)
+    for name, task in TASKS.items():
+        for part in points(task):
+            print_table(rows, name, part)
+        print_against_kl(rows, name)
+        print_sweep(rows, name)
+        if len(reported(rows, name)) > 1:
+            draw(rows, name, CSV.parent / f"study-{name}.png")
     print("\ncommits:", *sorted({r["commit"] for r in rows}))
-    draw(rows, CSV.parent / "study.png")
 
 
 if __name__ == "__main__":
