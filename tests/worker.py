@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 
 import lad
-from harness import checkpoint, ranks
+from harness import checkpoint, ranks, tracking
 
 
 def full(p):
@@ -223,7 +223,50 @@ def groups(folder, out, cfg, device):
             assert (full(p.grad) - want).norm() < 1e-5 * want.norm(), (name, size, each)
 
 
+def change(folder, out, cfg, device):
+    """The log's numbers of a known change of all weights, and those of the same change written
+    plainly: whole tensors, float64, every singular value."""
+    from transformers import AutoModelForCausalLM
+
+    # FlowRL's own head, which is in the model and no part of the policy, moves most
+    now = dataclasses.replace(cfg, objective="flowrl")
+    model = lad.build_model(folder, now, device)
+    first = tracking.first_weights(model)
+    unmoved = tracking.change_of_weights(model, first)
+
+    # The same change on any number of ranks. Two directions of nearly one size are the hard case
+    generator = torch.Generator().manual_seed(3)
+    for name, p in model.named_parameters():
+        moved = ranks.whole(p.detach()) + 1e-5 * torch.randn(p.shape, generator=generator)
+        if p is model.lm_head.weight:
+            columns = torch.randn(2, p.shape[1], generator=generator)
+            moved[0] += 3e-4 * columns[0]
+            moved[-1] += 2.9e-4 * columns[1]
+        if name.startswith("log_z."):
+            moved += 1.0
+        ranks.set_whole(p, moved, device)
+    shares = tracking.change_of_weights(model, first)
+
+    before = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    before = dict(before.named_parameters())
+    squares = {}
+    for name, weight in lad.named_weights(model, torch.float32):
+        difference = weight.double() - before[name].double()
+        squares[name] = difference.square().sum().item()
+        if name == (
+            "model.embed_tokens.weight" if model.config.tie_word_embeddings else "lm_head.weight"
+        ):
+            of_head = squares[name]
+            largest = torch.linalg.svdvals(difference)[0].item()
+    want = dict(rank_one=largest**2 / of_head, head_change=of_head / sum(squares.values()))
+    rows = [len(ranks.shard_of(model.lm_head.weight))]
+    rows = [lad.all_reduce(rows, which)[0] for which in ("min", "sum")]
+    if dist.get_rank() == 0:
+        torch.save(dict(unmoved=unmoved, shares=shares, want=want, rows=rows), out)
+
+
 TASKS = dict(
+    change=change,
     gradient=gradient,
     parity=parity,
     load=load,
