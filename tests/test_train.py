@@ -336,7 +336,7 @@ def test_change_of_weights(forks, random_model, tiny, tmp_path, ranks, kind):
     assert found["unmoved"] == dict(rank_one=0.0, head_change=0.0)
     assert found["shares"] == pytest.approx(found["want"], rel=1e-4)
     assert all(0.1 < share < 0.9 for share in found["want"].values())
-    assert (found["rows"][0] == 0) == (kind == "few")
+    assert (found["fewest_rows"] == 0) == (kind == "few")
 
 
 def save_model_of_few_words(folder):

@@ -1,10 +1,12 @@
 """
 What must be the same on one rank and on two; the tests start it with forks.py.
 
-    worker.py gradient MODEL OUT     gradients of one optimizer step, for every aggregation and
-    micro-batch size worker.py parity MODEL OUT       vLLM's log-probs against the trainer's after
-    several weight syncs worker.py load MODEL OUT         a sharded load, the streamed weights, an
-    export: against transformers
+    worker.py gradient MODEL OUT     gradients of one optimizer step, for every aggregation and size
+                                     of a micro-batch
+    worker.py parity MODEL OUT       vLLM's log-probs against the trainer's after several syncs
+    worker.py load MODEL OUT         a sharded load, the streamed weights, an export: against
+                                     transformers
+    worker.py change MODEL OUT       what is logged of W_t - W_0, against whole matrices in float64
 """
 
 import dataclasses
@@ -249,20 +251,19 @@ def change(folder, out, cfg, device):
 
     before = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     before = dict(before.named_parameters())
+    is_tied = model.config.tie_word_embeddings
+    head = "model.embed_tokens.weight" if is_tied else "lm_head.weight"
     squares = {}
     for name, weight in lad.named_weights(model, torch.float32):
         difference = weight.double() - before[name].double()
         squares[name] = difference.square().sum().item()
-        if name == (
-            "model.embed_tokens.weight" if model.config.tie_word_embeddings else "lm_head.weight"
-        ):
+        if name == head:
             of_head = squares[name]
             largest = torch.linalg.svdvals(difference)[0].item()
     want = dict(rank_one=largest**2 / of_head, head_change=of_head / sum(squares.values()))
-    rows = [len(ranks.shard_of(model.lm_head.weight))]
-    rows = [lad.all_reduce(rows, which)[0] for which in ("min", "sum")]
+    [fewest] = lad.all_reduce([len(ranks.shard_of(model.lm_head.weight))], "min")
     if dist.get_rank() == 0:
-        torch.save(dict(unmoved=unmoved, shares=shares, want=want, rows=rows), out)
+        torch.save(dict(unmoved=unmoved, shares=shares, want=want, fewest_rows=fewest), out)
 
 
 TASKS = dict(
