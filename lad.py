@@ -274,6 +274,8 @@ class Config(baselines.Knobs):
     checkpoint_keep: int = knob(2, "checkpoints kept, the newest", 1)
     track: str = knob("off", "who else shows the run: docs/metrics.md",
                       of="off wandb trackio tensorboard")
+    track_change: bool = knob(False, "log rank_one and head_change, of the weights' change since "
+                              "the start: keeps one more copy of them, sharded")
 # fmt: on
 
 
@@ -1848,6 +1850,11 @@ def main(argv):
             f"note      {cfg.objective} learns from groups of equal rewards too, which "
             f"zero_variance = {cfg.zero_variance} leaves out"
         )
+    tracks_change = cfg.track_change and not cfg.lora_rank
+    if cfg.track_change and cfg.lora_rank:
+        print0(
+            "note      track_change logs nothing with LoRA, which leaves the output head as it is"
+        )
     folder = find_model(cfg)
     families.check(folder)
     found = checkpoint.find(cfg)
@@ -1873,6 +1880,8 @@ def main(argv):
             reference = model  # its adapters will be switched off
         else:
             reference = build_model(reference_folder, cfg, device, trainable=False)
+    # W_0, also where a checkpoint will be loaded over it: the model is still as its folder has it
+    first = tracking.first_weights(model) if tracks_change else None
     turn_on_compile(cfg, device, model)
     if cfg.offload and device.type == "cuda":
         take_threads()
@@ -1970,9 +1979,10 @@ def main(argv):
         metrics = dict(
             summary, lr=lr, skipped=progress["skipped"], **mass, **fade_metrics(state, cfg)
         )
-        # what became of the batch: the share that was trained on, the rank of the head's change
+        # what became of the batch: the share that was trained on, and where the weights have gone
         metrics["trained"] = all_reduce([len(samples)])[0] / summary["samples"]
-        metrics["rank_one"] = tracking.rank_one_share(model.lm_head.weight, optimizer)
+        if tracks_change:
+            metrics.update(tracking.change_of_weights(model, first))
         line = tracking.log_step(cfg, step, metrics, updates, clock, device)
         tracking.log_samples(cfg, step, drawn)
         signs.tell(signs_seen, cfg, line, drawn)

@@ -16,7 +16,7 @@ import torch.distributed as dist
 
 from harness import lora
 from harness.families import empty_model
-from harness.ranks import all_reduce, leave_together, patiently, print0, rank
+from harness.ranks import all_reduce, leave_together, patiently, print0, rank, shard_of
 from harness.settings import die, one_line
 
 # What must not change between a checkpoint and the run that goes on from it
@@ -101,8 +101,7 @@ def pieces(tensors):
     written = 0
     for name, x in tensors.items():
         found[name] = 1 + written // PIECE
-        shard = x.to_local() if hasattr(x, "to_local") else x
-        written += shard.nbytes
+        written += shard_of(x).nbytes
     # Numbers without a gap, where one tensor is more than a file
     order = {number: i + 1 for i, number in enumerate(dict.fromkeys(found.values()))}
     return {name: order[number] for name, number in found.items()}

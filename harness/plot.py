@@ -21,7 +21,10 @@ PANELS = [
         "FADE's schedule (tracked for every objective)",
         {"fade_alpha": "alpha", "fade_delta": "delta", "fade_p": "running solve rate p"},
     ),
-    ("rank-one share of the head's update", {"rank_one": "leading singular direction"}),
+    (
+        "change of the weights since the start",
+        {"rank_one": "rank-one share of the head's", "head_change": "the head's share of all"},
+    ),
 ]
 DISTINCT = "distinct right answers to a prompt (right axis)"
 STYLES = ("-", "--", ":")  # of the metrics in a panel, where the colour is the run's
@@ -96,6 +99,8 @@ def draw(runs, path):
         ax.grid(alpha=0.3)
         if ax.lines:
             ax.legend(fontsize=7)
+        else:
+            ax.text(0.5, 0.5, "not in the log", transform=ax.transAxes, ha="center", color="grey")
         ax.xaxis.get_major_locator().set_params(integer=True)
     figure.supxlabel("rollout batch", fontsize=10)
     names = ", ".join(shown_name(run) for run in runs)

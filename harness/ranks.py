@@ -132,6 +132,13 @@ def whole(x):
     return x.full_tensor() if hasattr(x, "full_tensor") else x
 
 
+def shard_of(x):
+    """This rank's part of a tensor that is sharded over the ranks, maybe none of it; any other as
+    it is."""
+    x = x.detach()
+    return x.to_local() if hasattr(x, "to_local") else x
+
+
 def set_whole(p, value, device):
     """Fill a parameter from a whole tensor that all ranks have; `device` is this rank's."""
     if hasattr(p, "full_tensor"):

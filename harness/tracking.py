@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 
 from harness import checkpoint, plot, trackers
-from harness.ranks import all_reduce, hold, print0, rank, world
+from harness.ranks import all_reduce, hold, print0, rank, shard_of, world
 from harness.settings import die, one_line, replace, to_toml
 
 LOGS = ("metrics.jsonl", "samples.jsonl")
@@ -356,31 +356,73 @@ def report(cfg):
         trackers.finish()
 
 
-# ==== 4. A sign of collapse =====================================================================
+# ==== 4. Signs of collapse ======================================================================
+
+
+def first_weights(model):
+    """{name: a copy of this rank's part} of the weights of a model that is not trained yet: W_0. A
+    head of log Z is no part of the policy."""
+    copies = {}
+    for name, p in model.named_parameters():
+        if not name.startswith("log_z."):
+            copies[name] = shard_of(p).clone()
+    return copies
 
 
 @torch.no_grad()
-def rank_one_share(weight, optimizer):
-    """Share of the squared norm of Adam's last update of the head that its leading singular
-    direction holds: FADE's second sign of collapse, arXiv 2607.01490. weight [V,H].
+def change_of_weights(model, first):
+    """What FADE (arXiv 2607.01490) watches for collapse, of the change D = W_t - W_0 of weights:
 
-    Eight power iterations: a lower bound. Where weights are tied the embedding's update is in it.
+        rank_one       sigma_1^2 / ||D||^2 of the output head's D [V,H], sigma_1 its largest
+                       singular value: the share that one direction holds
+        head_change    ||D||^2 of the output head over that of all weights together
+
+    first: first_weights(). A head that is tied is the embedding, and D that one matrix's change.
+    Both are 0 as long as nothing has changed. All ranks must come here.
     """
-    moments = optimizer.state.get(weight)
-    if not moments:
+    # Squared norms of this rank's parts
+    squares = {}
+    head = None
+    for name, p in model.named_parameters():
+        if name not in first:
+            continue
+        change = shard_of(p) - first[name]
+        squares[name] = torch.linalg.vector_norm(change).double().square()
+        if p is model.lm_head.weight:
+            head = change  # [V/ranks,H]
+            of_head = squares[name]
+    of_all = torch.stack(list(squares.values())).sum()
+
+    # Of all ranks. Groups of ranks that hold a copy each (shard_size) count each part as often as
+    # there are groups: shares stay what they are
+    of_head, of_all = all_reduce([of_head.item(), of_all.item()])
+    return dict(
+        rank_one=leading_share(head, of_head),
+        head_change=of_head / of_all if of_all else 0.0,
+    )
+
+
+MOST_ITERATIONS = 200
+LEAST_GROWTH = 1e-6  # relative, of the share in an iteration
+
+
+def leading_share(rows, square):
+    """sigma_1^2 / ||D||^2 of a matrix D [V,H] of which this rank has some rows, or none; square is
+    ||D||^2, of all ranks. By power iteration on D^T D from a fixed start, hence a lower bound. No
+    rank sees the whole matrix: an iteration sums H + 1 numbers over the ranks."""
+    if square == 0:
         return 0.0
-    mean = moments["exp_avg"]
-    square = moments["exp_avg_sq"]
-    if hasattr(mean, "to_local"):
-        mean = mean.to_local()
-        square = square.to_local()
-    update = mean / (square.sqrt() + 1e-8)  # [V/ranks, H]
+    rows = rows / math.sqrt(square)  # as ||D|| = 1: what follows cannot underflow
     generator = torch.Generator().manual_seed(0)
-    x = torch.randn(weight.shape[1], generator=generator).to(update)
-    for _ in range(8):
-        product = all_reduce((update.t() @ (update @ x)).tolist())
-        x = F.normalize(x.new_tensor(product), dim=0)
-    along = (update @ x).square().sum().item()
-    whole = update.square().sum().item()
-    along, whole = all_reduce([along, whole])
-    return along / max(whole, 1e-30)
+    x = torch.randn(rows.shape[1], generator=generator).to(rows)  # [H]
+    x = F.normalize(x, dim=0)
+    share = 0.0
+    for _ in range(MOST_ITERATIONS):
+        y = rows @ x  # [V/ranks]
+        product = rows.t() @ y  # [H]
+        *product, found = all_reduce([*product.tolist(), y.square().sum().item()])
+        if found <= share * (1 + LEAST_GROWTH):
+            break
+        share = found
+        x = F.normalize(torch.tensor(product).to(rows), dim=0)
+    return share

@@ -41,7 +41,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import lad
-from harness import checkpoint, families, lora, vllm_options
+from harness import checkpoint, families, lora, tracking, vllm_options
 from tools import plan
 
 DEVICE = torch.device("cuda", 0)
@@ -283,10 +283,13 @@ def step(cfg, shape, folder, micro, again):
                 reference = lad.build_model(folder, cfg, DEVICE, trainable=False)
         trained = [p for p in model.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(trained, cfg.lr, (0.9, cfg.beta2), fused=True)
+        first = None
+        if cfg.track_change:
+            first = tracking.first_weights(model)
         checkpoint.start_moments(optimizer, 1)  # there is no first step, whose memory would be less
 
         groups = make_groups(cfg, micro)
-        for name, phase in phases(model, reference, optimizer, groups, cfg):
+        for name, phase in phases(model, reference, first, optimizer, groups, cfg):
             watch.start()
             phase()
             report["peaks"][name] = watch.peak
@@ -315,7 +318,7 @@ def count_by_torch(model, optimizer, groups, cfg):
         return tracker.get_tracker_snapshot("peak")[DEVICE]["Total"]
 
 
-def phases(model, reference, optimizer, groups, cfg):
+def phases(model, reference, first, optimizer, groups, cfg):
     """(name, function) of what happens to a batch, in order."""
     samples = [s for group in groups for s in group]
 
@@ -331,11 +334,16 @@ def phases(model, reference, optimizer, groups, cfg):
         lad.update_state(state, 0.5, 0.5, cfg)
         lad.set_advantages(groups, cfg, state)
 
+    def log():
+        if first is not None:
+            tracking.change_of_weights(model, first)
+
     return [
         ("score", score),
         ("weigh", weigh),
         ("gradient", lambda: lad.accumulate_gradient(model, samples, cfg, DEVICE)),
         ("optimizer", lambda: lad.optimizer_step(model, optimizer, cfg)),
+        ("log", log),
     ]
 
 
@@ -364,6 +372,7 @@ def stand_in():
         return [x * lad.world() if op == "sum" else x for x in values]
 
     lad.all_reduce = all_reduce
+    tracking.all_reduce = all_reduce
     checkpoint.load_model = lambda model, folder: None
 
 

@@ -25,7 +25,7 @@ QUICK = {
         model=QWEN_32B,
         gpus=64,
         layers=2,
-        flags="--objective fade --shard_size 8 --checkpointing false".split(),
+        flags="--objective fade --shard_size 8 --checkpointing false --track_change true".split(),
     ),
     "flowrl, prompts that are shared": dict(
         model=QWEN_7B, gpus=64, layers=2, micro=1, flags="--objective flowrl".split()

@@ -313,6 +313,9 @@ def test_a_run_saves_the_adapter_alone(run, tiny):
     assert f"{trained:,} of them trained" in printed
     lines = [x for x in metrics(out) if "loss" in x]
     assert all(x["rollout_kl"] < 1e-6 for x in lines)
+    # The head stays as it is: nothing of its change is logged, and the run says so
+    assert "track_change logs nothing with LoRA" in printed
+    assert not any({"rank_one", "head_change"} & set(x) for x in lines)
     # The reference is the adapter switched off: at first the policy itself, then no more
     assert lines[0]["kl"] == 0 and all(x["kl"] > 1e-6 for x in lines[1:])
 

@@ -10,7 +10,7 @@ from conftest import ROOT, launch
 from fake_ranks import config_of
 
 import lad
-from harness import checkpoint, ranks
+from harness import checkpoint, ranks, tracking
 from tools import plan
 
 CPU = torch.device("cpu")
@@ -134,8 +134,10 @@ def test_bytes_of_weights_gradients_and_moments_are_exact(step):
     assert r["moments"] == size(
         s[k] for s in optimizer.state.values() for k in ("exp_avg", "exp_avg_sq")
     )
+    assert cfg.track_change and r["first"] == size(tracking.first_weights(model).values())
     two = plan.estimate(cfg, m, 2, plan.GIB, 6, cpu=True)
-    assert two["weights"] + two["moments"] == (r["weights"] + r["moments"]) / 2
+    for key in ("weights", "moments", "first"):
+        assert two[key] == r[key] / 2
 
 
 def test_activations_against_what_autograd_keeps(step):
@@ -221,6 +223,10 @@ def test_what_the_plan_says_moves_as_it_must():
         at(vllm_memory=0.3)["rollout"] < at()["rollout"]
         and at(vllm_memory=0.3)["training"] == at()["training"]
     )
+    # one copy more, but for LoRA, and where shards rest in the CPU's memory
+    assert at(track_change=True)["training"] == at()["training"] + P / 2
+    for other in (dict(lora_rank=16), dict(offload=True)):
+        assert at(track_change=True, **other)["training"] == at(**other)["training"]
     assert at()["fits"] and not at(gpus=1)["fits"]
     flags, better = plan.advise(base, m, 1, 139 * plan.GIB, 4096)
     assert flags and better["fits"] and at(gpus=1, **flags)["fits"]

@@ -63,6 +63,17 @@ def test_a_panel_holds_all_runs(tmp_path, drawn):
     assert drawn[0].axes[2].get_ylim() == (0, 1)
 
 
+def test_a_panel_without_its_metrics_says_so(tmp_path, drawn):
+    """rank_one and head_change are logged where somebody asks for them."""
+    plain = make_run(tmp_path / "plain", [step(1), step(2)])
+    tracked = make_run(tmp_path / "tracked", [step(1, rank_one=0.3, head_change=0.2), step(2)])
+    plot.draw([plain], tmp_path / "a.png")
+    plot.draw([tracked], tmp_path / "b.png")
+    assert [text.get_text() for text in drawn[0].axes[5].texts] == ["not in the log"]
+    assert not drawn[1].axes[5].texts
+    assert legend(drawn[1].axes[5]) == ["rank-one share of the head's", "the head's share of all"]
+
+
 def test_lines_that_are_no_json_are_left_out(tmp_path):
     lines = [evaluation(0), step(1), "", step(2)[:30], step(3) + step(4), step(5), step(6)[:9]]
     train, evals = plot.read(make_run(tmp_path / "torn", lines))

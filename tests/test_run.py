@@ -41,7 +41,7 @@ ONE_THREAD = {"OMP_NUM_THREADS": "1"}
 KEYS = """step objective reward solve_rate loss entropy grad_norm lr response_tokens truncated
 zero_variance mass_success mass_failure fade_alpha fade_delta fade_p fade_h ratio_max clipped
 rollout_kl tis_mean tokens seconds seconds_rollout seconds_reward seconds_train seconds_sync
-tokens_per_second memory_gb rank_one failed skipped kl trained samples entropy_old
+tokens_per_second memory_gb rank_one head_change failed skipped kl trained samples entropy_old
 unanswered""".split()
 
 
@@ -140,6 +140,35 @@ def test_exported_model_is_the_checkpoint(run, tiny):
     )
 
 
+def check_change(line, weights, start):
+    """What a line logs of W_t - W_0 is that of two folders, their singular values in float64."""
+    from transformers import AutoModelForCausalLM
+
+    before = dict(AutoModelForCausalLM.from_pretrained(start).named_parameters())
+    squares = {}
+    for name, weight in weights.items():
+        difference = weight.double() - before[name].detach().double()
+        squares[name] = difference.square().sum().item()
+        if name == "model.embed_tokens.weight":  # tied: the head too
+            largest = torch.linalg.svdvals(difference)[0].item()
+    of_head = squares["model.embed_tokens.weight"]
+    assert set(squares) == set(before)
+    assert line["rank_one"] == pytest.approx(largest**2 / of_head, rel=1e-4)
+    assert line["head_change"] == pytest.approx(of_head / sum(squares.values()), rel=1e-4)
+
+
+def test_change_is_since_the_start_of_the_run(run, tiny):
+    """Not since the batch before, nor of Adam's last step."""
+    from safetensors.torch import load_file
+
+    out, _ = run
+    for x in [x for x in metrics(out) if "loss" in x and x["step"] in (2, 4)]:
+        [file] = (out / f"checkpoints/step_{x['step']}").glob("*.safetensors")
+        saved = load_file(file)
+        weights = {k: v for k, v in saved.items() if not k.startswith("exp_avg")}
+        check_change(x, weights, tiny["model"])
+
+
 def wait_for(path, text):
     end = time.monotonic() + 600
     while text not in (path.read_text(errors="replace") if path.exists() else ""):
@@ -195,7 +224,7 @@ def test_resuming_a_finished_run_exports_again_and_changes_nothing(forks, run, t
     ).read_bytes()
 
 
-def test_two_ranks_train_and_resume_on_one(forks, run, tmp_path):
+def test_two_ranks_train_and_resume_on_one(forks, run, tiny, tmp_path):
     """The same prompts in the same order on two sharded ranks, each with a seed of its own; their
     checkpoint goes on under one. (Under torchrun: test_hub.py.)"""
     out = tmp_path / "two"
@@ -217,6 +246,10 @@ def test_two_ranks_train_and_resume_on_one(forks, run, tmp_path):
     assert three[2]["fade_p"] == pytest.approx(
         0.98 * two[1]["fade_p"] + 0.02 * three[2]["solve_rate"]
     )
+    # A resumed run's W_0 is the first run's
+    from safetensors.torch import load_file
+
+    check_change(three[2], load_file(out / "hf/model.safetensors"), tiny["model"])
 
 
 def test_ranks_draw_from_seeds_of_their_own(monkeypatch):
@@ -284,7 +317,16 @@ def test_ranks_draw_from_seeds_of_their_own(monkeypatch):
             "--max_tokens",
             "10",
         ],
-        ["--objective", "grpo", "--zero_variance", "drop", "--group", "2"],
+        [
+            "--objective",
+            "grpo",
+            "--zero_variance",
+            "drop",
+            "--group",
+            "2",
+            "--track_change",
+            "false",
+        ],
         [
             "--objective",
             "w_reinforce",
@@ -316,6 +358,8 @@ def test_options_run(forks, flags, tmp_path):
         )  # one update: the old policy is the new one
     if "drop" in flags:
         assert train[0]["zero_variance"] > 0
+    tracked = {"rank_one", "head_change"}
+    assert all(tracked & set(x) == (set() if "--track_change" in flags else tracked) for x in train)
     if "mask" in flags:
         assert train[0]["truncated"] > 0.3
 

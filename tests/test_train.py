@@ -10,7 +10,7 @@ import torch
 from worker import GRADIENTS, SPLITS
 
 import lad
-from harness.tracking import rank_one_share
+from harness.tracking import leading_share
 
 CFG = dataclasses.replace(lad.Config(), checkpointing=False, objective="grpo")
 
@@ -321,22 +321,52 @@ def test_compiled_blocks_change_nothing(random_model, monkeypatch):
     got.sum().backward()
 
 
-def test_rank_one_share():
-    """Of Adam's update m/sqrt(v) against a whole singular value decomposition; 0 before the first
-    step."""
+@pytest.mark.parametrize("ranks,kind", [(1, "untied"), (2, "untied"), (2, "tied"), (3, "few")])
+def test_change_of_weights(forks, random_model, tiny, tmp_path, ranks, kind):
+    """Against all singular values of the whole change in float64: on one rank, two, and three of
+    which one has no row of the head; where the head is the embedding; 0 before anything moves."""
+    folder = random_model
+    if kind == "tied":
+        folder = tiny["model"]
+    if kind == "few":
+        folder = tmp_path / "few"
+        save_model_of_few_words(folder)
+    forks.run("tests/worker.py", "change", folder, tmp_path / "change.pt", ranks=ranks)
+    found = torch.load(tmp_path / "change.pt")
+    assert found["unmoved"] == dict(rank_one=0.0, head_change=0.0)
+    assert found["shares"] == pytest.approx(found["want"], rel=1e-4)
+    assert all(0.1 < share < 0.9 for share in found["want"].values())
+    assert (found["fewest_rows"] == 0) == (kind == "few")
+
+
+def save_model_of_few_words(folder):
+    """Four words: three ranks get two of them, two, and none."""
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    config = Qwen2Config(
+        vocab_size=4,
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        tie_word_embeddings=False,
+    )
+    Qwen2ForCausalLM(config).save_pretrained(folder)
+
+
+def test_leading_share_of_any_size():
+    """Of one row, of zeros, and of a change so small that normalizing would take it for none."""
     torch.manual_seed(0)
-    weight = torch.nn.Parameter(torch.randn(20, 6))
-    optimizer = torch.optim.AdamW([weight], 0.1)
-    assert rank_one_share(weight, optimizer) == 0.0
-    for _ in range(3):
-        weight.grad = torch.randn(20, 1) @ torch.randn(1, 6) + 0.3 * torch.randn(20, 6)
-        optimizer.step()
-    state = optimizer.state[weight]
-    values = torch.linalg.svdvals(state["exp_avg"] / (state["exp_avg_sq"].sqrt() + 1e-8)).square()
-    exact = (values[0] / values.sum()).item()
-    assert (
-        0.95 * exact < rank_one_share(weight, optimizer) <= exact * 1.0001
-    )  # these two leading values are near each other: slow, and from below
+    rows = torch.randn(30, 8)
+    values = torch.linalg.svdvals(rows.double()).square()
+    want = (values[0] / values.sum()).item()
+    for size in (1.0, 1e-15):
+        small = rows * size
+        square = small.double().square().sum().item()
+        assert leading_share(small, square) == pytest.approx(want, rel=1e-4)
+    assert leading_share(rows[:1], rows[:1].square().sum().item()) == pytest.approx(1.0)
+    assert leading_share(torch.zeros(30, 8), 0.0) == 0.0
 
 
 def test_micro_batches_are_balanced_and_lose_nothing():

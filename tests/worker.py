@@ -1,10 +1,12 @@
 """
 What must be the same on one rank and on two; the tests start it with forks.py.
 
-    worker.py gradient MODEL OUT     gradients of one optimizer step, for every aggregation and
-    micro-batch size worker.py parity MODEL OUT       vLLM's log-probs against the trainer's after
-    several weight syncs worker.py load MODEL OUT         a sharded load, the streamed weights, an
-    export: against transformers
+    worker.py gradient MODEL OUT     gradients of one optimizer step, for every aggregation and size
+                                     of a micro-batch
+    worker.py parity MODEL OUT       vLLM's log-probs against the trainer's after several syncs
+    worker.py load MODEL OUT         a sharded load, the streamed weights, an export: against
+                                     transformers
+    worker.py change MODEL OUT       what is logged of W_t - W_0, against whole matrices in float64
 """
 
 import dataclasses
@@ -18,7 +20,7 @@ import torch
 import torch.distributed as dist
 
 import lad
-from harness import checkpoint, ranks
+from harness import checkpoint, ranks, tracking
 
 
 def full(p):
@@ -223,7 +225,49 @@ def groups(folder, out, cfg, device):
             assert (full(p.grad) - want).norm() < 1e-5 * want.norm(), (name, size, each)
 
 
+def change(folder, out, cfg, device):
+    """The log's numbers of a known change of all weights, and those of the same change written
+    plainly: whole tensors, float64, every singular value."""
+    from transformers import AutoModelForCausalLM
+
+    # FlowRL's own head, which is in the model and no part of the policy, moves most
+    now = dataclasses.replace(cfg, objective="flowrl")
+    model = lad.build_model(folder, now, device)
+    first = tracking.first_weights(model)
+    unmoved = tracking.change_of_weights(model, first)
+
+    # The same change on any number of ranks. Two directions of nearly one size are the hard case
+    generator = torch.Generator().manual_seed(3)
+    for name, p in model.named_parameters():
+        moved = ranks.whole(p.detach()) + 1e-5 * torch.randn(p.shape, generator=generator)
+        if p is model.lm_head.weight:
+            columns = torch.randn(2, p.shape[1], generator=generator)
+            moved[0] += 3e-4 * columns[0]
+            moved[-1] += 2.9e-4 * columns[1]
+        if name.startswith("log_z."):
+            moved += 1.0
+        ranks.set_whole(p, moved, device)
+    shares = tracking.change_of_weights(model, first)
+
+    before = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    before = dict(before.named_parameters())
+    is_tied = model.config.tie_word_embeddings
+    head = "model.embed_tokens.weight" if is_tied else "lm_head.weight"
+    squares = {}
+    for name, weight in lad.named_weights(model, torch.float32):
+        difference = weight.double() - before[name].double()
+        squares[name] = difference.square().sum().item()
+        if name == head:
+            of_head = squares[name]
+            largest = torch.linalg.svdvals(difference)[0].item()
+    want = dict(rank_one=largest**2 / of_head, head_change=of_head / sum(squares.values()))
+    [fewest] = lad.all_reduce([len(ranks.shard_of(model.lm_head.weight))], "min")
+    if dist.get_rank() == 0:
+        torch.save(dict(unmoved=unmoved, shares=shares, want=want, fewest_rows=fewest), out)
+
+
 TASKS = dict(
+    change=change,
     gradient=gradient,
     parity=parity,
     load=load,

@@ -299,7 +299,8 @@ def training_bytes(cfg, m, gpus, batch, cpu):
     r["weights"] = (c * frozen + 4 * trained) * at_rest
     r["moments"] = 8 * trained * at_rest
     r["reference"] = 4 * P * at_rest if has_reference(cfg) and not frozen else 0
-    r["resident"] = r["weights"] + r["moments"] + r["reference"]
+    r["first"] = 4 * P * at_rest if cfg.track_change and not frozen else 0
+    r["resident"] = r["weights"] + r["moments"] + r["reference"] + r["first"]
     if not cpu:
         r["resident"] += ASSUMPTIONS["overhead"]
 
@@ -572,6 +573,7 @@ def show_bytes(cfg, r, gpus, cpu):
         (f"{'frozen weights' if cfg.lora_rank else 'fp32 weights'}, sharded", r["weights"]),
         ("Adam's two moments, sharded", r["moments"]),
         ("frozen reference, sharded", r["reference"]),
+        ("the first weights, for track_change, sharded", r["first"]),
         ("CUDA, NCCL, a sleeping vLLM (assumed)", overhead),
         ("held at all times", r["resident"]),
         (f"+ {MOMENTS[r['moment']]}", r["update"]),
