@@ -217,7 +217,9 @@ UNICODE = {
     "−": "-", "–": "-", "×": r"\times ", "·": r"\cdot ", "÷": "/", "π": r"\pi ", "∞": r"\infty ",
     "°": r"^\circ ", "≤": r"\le ", "≥": r"\ge ", "≠": r"\ne ", "∪": r"\cup ", "∈": r"\in ",
     "√": r"\sqrt ", "∅": r"\emptyset ", "±": r"\pm ", "℃": r"^\circ C", "℉": r"^\circ F",
-    "≈": r"\approx ", "…": r"\ldots ", "％": "%", "⋅": r"\cdot ", "＝": "=", "∨": r"\lor ",
+    "≈": r"\approx ", "∑": r"\sum ", "∏": r"\prod ", "∫": r"\int ",
+    "⌊": r"\lfloor ", "⌋": r"\rfloor ", "⌈": r"\lceil ", "⌉": r"\rceil ",
+    "…": r"\ldots ", "％": "%", "⋅": r"\cdot ", "＝": "=", "∨": r"\lor ",
     "θ": r"\theta ", "α": r"\alpha ", "β": r"\beta ", "€": r"\text{euro}", "£": r"\text{sterling}",
     "¥": r"\text{yen}", "₹": r"\text{rupee}", "“": '"', "”": '"',
     "½": r"\frac12", "⅓": r"\frac13", "⅔": r"\frac23", "¼": r"\frac14", "¾": r"\frac34",
@@ -273,7 +275,8 @@ REWRITES = [(re.compile(old), new) for old, new in [
     (r"\\gt(?![a-z])", ">"),
     (r"<=", r"\\le "),
     (r">=", r"\\ge "),
-    (r"!=", r"\\ne "),
+    # but 5!=120 says what a factorial is
+    (r"(?<![\d)])!=", r"\\ne "),
     (r"^\s*(\*{1,3}|_{1,2}|`+|[\"'])([^*_`\"']+)\1\s*$", r"\2"),
     (r"\*\*", "^"),
     (r"\\varnothing(?![a-z])|\\\{\s*\\\}", r"\\emptyset "),
@@ -300,6 +303,10 @@ REWRITES = [(re.compile(old), new) for old, new in [
     (r"\^\s*(-\d+)", r"^{\1}"),
     (rf"\\?sqrt\s*\(({INNER})\)", r"\\sqrt{\1}"),
     (rf"\\?sqrt\s*\(({INNER})\)", r"\\sqrt{\1}"),  # one inside of another
+    # 4 over 2
+    (r"\{\s*(\w+)\s*\\choose\s*(\w+)\s*\}", r"\\binom{\1}{\2}"),
+    (r"(?:\{\s*\})?[_^]\s*\{?(\d+)\}?\s*C\s*_\s*(?:\{(\d+)\}|(\d))", r"\\binom{\1}{\2\3}"),
+    (r"(?<![A-Za-z\\])C\(\s*(\d+)\s*,\s*(\d+)\s*\)(?=\s*(?:=|$))", r"\\binom{\1}{\2}"),
     (r"\\(frac|sqrt|d?binom)\s*(\d|\\pi|[A-Za-z](?![A-Za-z]))", r"\\\1{\2}"),
     (rf"(\\(?:frac|binom)\s*{GROUP})\s*(\d|\\pi|[A-Za-z])", r"\1{\2}"),
     # the end of a sentence, the comma that "and" leaves behind one
@@ -313,6 +320,9 @@ FUNCTIONS = (
     "arcsin arccos arctan arcsec arccsc arccot sinh cosh tanh sin cos tan sec csc cot log ln exp "
     "max min gcd lcm det"
 ).split()
+# Their names in \text, and what stands behind such a one: (12, or \left(12, or {12
+CALLED_BY_WORDS = {name: name for name in FUNCTIONS} | {"gcf": "gcd", "hcf": "gcd", "mod": "bmod"}
+CALL = re.compile(r"\s*(?:\\left\s*)?(?:\(|\[|\\\{)|(?<=mod\})\s*\d|(?<=mod \})\s*\d")
 TEXT = re.compile(
     r"\\(text(?:bf|it|rm|sf|tt|sc|up|md|sl|normal)?|mbox|hbox|emph"
     r"|math(?:rm|bf|it|sf|tt|normal)|operatorname\*?)\s*\{([^{}]*)\}"
@@ -352,6 +362,10 @@ TYPED = [
         (r"(?<![A-Za-z\\])cbrt\s*\(([^()]*)\)", r"\\sqrt[3]{\1}"),
         (r"(?<![A-Za-z\\])a(sin|cos|tan)(?=\s*\()", r"\\arc\1"),
         (r"(?<![A-Za-z\\])(sec|max|min|gcd|lcm|det)(?=\s*\()", r"\\\1"),
+        (r"(?<![A-Za-z\\])(?:GCD|HCF|GCF|gcf|hcf)(?=\s*\()", r"\\gcd"),
+        (r"(?<![A-Za-z\\])LCM(?=\s*\()", r"\\lcm"),
+        (r"(?<![A-Za-z\\])(sum|prod|int|lim)(?=\s*_)", r"\\\1 "),
+        (r"(?<=\d)\s+mod\s+(?=\d)", r"\\bmod "),
         (r"(?<![A-Za-z\\])log(?:_?(\d+)(?=\s*\()|_(\d+)(?=\s+[\w\\]))", r"\\log_{\1\2}"),
         (
             rf"(?<![A-Za-z\\])(?:([xtn])\s*)?({CALLED})(?=\s*[(^_{{\\]|\s*\d|\s*[a-z](?![a-z])|\s+pi\b|pi\b)",
@@ -449,8 +463,10 @@ def tidy_word(match):
     if word == "or":
         return "\\lor "
     # A function, a letter, a number, or words
-    if inner in FUNCTIONS and not macro.startswith("text"):
-        return f"\\{inner} "
+    if word in FUNCTIONS and not macro.startswith("text"):
+        return f"\\{word} "
+    if word.casefold() in CALLED_BY_WORDS and CALL.match(match.string, match.end()):
+        return f"\\{CALLED_BY_WORDS[word.casefold()]} "
     if len(inner) == 1:
         behind = BEHIND_NUMBER.search(match.string[: match.start()][-20:])
         if not (behind and inner in UNIT_LETTERS):
@@ -825,7 +841,10 @@ def meat(text):
     if tail and NAME.fullmatch(head):
         text = tail[0]
     head, *tail = split_top(text, "\\approx")
-    text = tail[0] if tail and NAME.fullmatch(head) else head
+    if not tail or not NAME.fullmatch(head):
+        text = head
+    elif not has_value(head) or rounds_to(head, tail[0]):
+        text = tail[0]
     text = re.sub(r"^\\text(\{[^{}]*\})$", r"\1", text)
     pair = wrapped(text)
     if pair and pair[0] + pair[2] == "{}":
@@ -963,7 +982,7 @@ def same_sides(gold, pred):
     p_name, p_sides = name_and_sides(pred)
     # What something is, against its value
     if len(g_sides) == 1 and is_quantity(p_sides, g_sides[0]):
-        return all(same(gold, side) for side in p_sides[1:])
+        return each_is(gold, p_sides[1:])
     is_turned = len(p_sides) == 2 and not letters(p_sides[0])  # 13 = m+n
     if len(g_sides) == 1 and is_turned and is_quantity(p_sides[::-1], g_sides[0]):
         return g_name in ("", squash(p_sides[1])) and same(gold, p_sides[0])
@@ -976,7 +995,7 @@ def same_sides(gold, pred):
         return gold.count("=") == pred.count("=") == 1 and by_library(gold, pred)
     # A named value against a value
     if g_name or p_name or len(p_sides) > 1:
-        return all(same(g_sides[-1], side) for side in p_sides)
+        return each_is(g_sides[-1], p_sides)
     return scalar(gold, pred)
 
 
@@ -988,21 +1007,92 @@ def name_and_sides(text):
     return "", sides
 
 
-FUNCTION = re.compile(r"\\(?:[dt]?binom|log|ln|lg|exp|sin|cos|tan|cot|sec|csc|arc\w+)(?![a-z])")
+# Macros of which numbers make a number; any other is a name, as a letter is
+COMPUTED = re.compile(
+    r"\\(?:(?:begin|end)\{[a-zA-Z]+\}|(?:frac|sqrt|[dt]?binom|log|ln|lg|exp|sin|cos|tan|cot|sec|csc"
+    r"|sinh|cosh|tanh|arc[a-z]+|arg|Re|Im|gcd|lcm|max|min|sup|inf|det|sum|prod|i*int|lim|[bp]?mod"
+    r"|[lr](?:floor|ceil)|pi|infty|circ|cdot|times|div|ldots|to|le|ge|ne|in|mid)(?![A-Za-z]))"
+)
+# Letters that sums, products, limits and extremes bind in their subscript: i=1, x\to 0, 1\le i<j
+SUBSCRIPT = re.compile(rf"\\(?:sum|prod|lim|max|min|sup|inf)\s*_\s*({GROUP}|[A-Za-z])")
+BINDS = re.compile(r"([A-Za-z])(?=\s*(?:[=<>|,}]|\\(?:le|ge|ne|to|in|mid|rightarrow)(?![a-z])|$))")
+
+
+def bound(text):
+    """The letters of a text that its sums, limits and integrals bind."""
+    found = set()
+    for subscript in SUBSCRIPT.findall(text):
+        found.update(BINDS.findall(subscript))
+    if "\\int" in text:
+        found.update(re.findall(r"d\s*([A-Za-z])", COMPUTED.sub(" ", text)), "d")
+    return found
 
 
 def has_value(text):
-    r"""Whether a text is a function of numbers, as \binom{4}{2}: no name, but a value of its own.
-    That of a letter, as \sin\theta, is a name."""
-    of_numbers = re.sub(r"\\(?:frac|pi|circ|sqrt|cdot|times)(?![a-z])", "", FUNCTION.sub("", text))
-    return bool(FUNCTION.match(text)) and not re.search("[A-Za-z]", of_numbers)
+    r"""Whether a text says a value of its own, as \binom{4}{2} or \sum_{i=1}^3 i: it has numbers,
+    and no name. \sin\theta, \gcd(a,b), \sum a_k are names."""
+    names = re.findall(r"\\text\{[^{}]*\}|\\[A-Za-z]+|[A-Za-z]", COMPUTED.sub(" ", text))
+    of_numbers = re.search(r"\d|\\(?:pi|infty)(?![a-z])|\\(?:ln|log)\s*e", text)
+    return bool(of_numbers) and set(names) <= {"e", "i"} | bound(text)
 
 
 def is_quantity(sides, value):
     r"""Whether an equation says what something is: m+n = 13, |S| = 4, P(X=3) = 1/2. Its left side
-    has a letter (7 = 5 says nothing of 5), and the value none."""
-    says_what = letters(sides[0]) or UNEVALUATED.search(sides[0])
+    has an unknown letter (7 = 5 says nothing of 5, nor does \sum_{i=1}^3 i = 5), and the value
+    none."""
+    says_what = letters(COMPUTED.sub(" ", sides[0])) - bound(sides[0])
     return len(sides) > 1 and bool(says_what) and not letters(value)
+
+
+def each_is(gold, sides):
+    """Whether each side of an equation is gold. Sums, integrals and limits are worked out there,
+    as long as a side says their value."""
+    to_work_out = [side for side in sides if TO_WORK_OUT.search(side) and has_value(side)]
+    if UNEVALUATED.search(gold) or len(to_work_out) == len(sides):
+        to_work_out = []
+    for side in sides:
+        if side in to_work_out:
+            if not works_out_to(gold, side):
+                return False
+        elif not same(gold, side):
+            return False
+    return True
+
+
+def works_out_to(gold, side):
+    """Whether a sum, an integral or the like has the value gold."""
+    g, p = parse_or_none(gold), parse_or_none(written_out(side))
+    if g is None or p is None or not (is_expression(g) and is_expression(p)):
+        return False
+    return identical(g, p.doit())
+
+
+SERIES = re.compile(r"(\d{1,9})\s*\+\s*(\d{1,9})((?:\s*\+\s*\d+)*)\s*\+\s*\\ldots\s*\+\s*(\d{1,9})")
+
+
+def written_out(text):
+    r"""The sum of 1+2+\ldots+10 with its sign, where the terms are at equal distances."""
+    match = SERIES.fullmatch(text.strip())
+    if not match:
+        return text
+    first, second, last = (int(match[k]) for k in (1, 2, 4))
+    terms = [first, second, *map(int, re.findall(r"\d+", match[3]))]
+    step = second - first
+    is_even = all(term == first + step * k for k, term in enumerate(terms))
+    if step <= 0 or not is_even or last <= terms[-1] or (last - first) % step:
+        return text
+    return f"\\sum_{{k=0}}^{{{(last - first) // step}}} ({first}+{step}k)"
+
+
+def rounds_to(exact, rounded):
+    """Whether a number in decimals is what another is about, to its last place."""
+    number = plain(rounded)
+    tree = parse_or_none(exact)
+    if not number or tree is None or not is_expression(tree):
+        return False
+    places = len(rounded.partition(".")[2])
+    difference = (tree - sympy.Rational(number[0].numerator, number[0].denominator)).evalf(30)
+    return bool(difference.is_real and abs(difference) * 10**places <= 1)
 
 
 def is_total(sides):
@@ -1055,6 +1145,7 @@ def scalar(gold, pred):
 # ==== 6. The library ============================================================================
 
 UNEVALUATED = re.compile(r"\\(?:sum|prod|int|lim|ldots|[bp]?mod)(?![a-z])")
+TO_WORK_OUT = re.compile(UNEVALUATED.pattern + r"|\\(?:gcd|lcm)(?![a-z])")
 
 # Towers of powers, factorials and binomials that would be written out
 TOO_LARGE = re.compile(
@@ -1072,6 +1163,10 @@ def load_library():
     import sympy
 
 
+# The largest of a set
+EXTREME = re.compile(r"\\(max|min|gcd|lcm)\s*(?:\\\{|\[)([^{}\[\]]*)(?:\\\}|\])")
+
+
 def parse(text):
     """A sympy object by math-verify's parser, kept from what it misreads; raises where it cannot
     read it all."""
@@ -1080,6 +1175,8 @@ def parse(text):
     # names that the parser takes for its own constants
     rename = {"E": r"\Xi ", "I": r"\Upsilon ", r"\gamma": r"\varpi ", r"\prime": "'"}
     text = re.sub(r"\\[A-Za-z]+|[EI]", lambda match: rename.get(match[0], match[0]), text)
+    text = text.replace("\\bmod", "\\mod")
+    text = EXTREME.sub(r"\\\1(\2)", text)
     # x' is not x
     text = re.sub(r"\^\{?\s*('+)\s*\}?", r"\1", text)
     text = re.sub(r"([A-Za-z])('+)", lambda match: f"{match[1]}_{{9{len(match[2])}}}", text)
