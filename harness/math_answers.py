@@ -275,6 +275,8 @@ CHARACTERS = [
     (re.compile("(\\d)\u0307"), r"\\dot{\1}"),
     (re.compile(r"\\(?:text|mathrm|mbox)\s*\{\s*(°\s*[CF]?|℃|℉)\s*\}"), r"\1"),
     (re.compile(rf"\\(?:text|mathrm|mbox)\s*\{{\s*([{''.join(CURRENCY_SIGNS)}])\s*\}}"), r"\1"),
+    (re.compile(rf"\\text\s*\{{\s*([{''.join(CURRENCY_SIGNS)}]\s*\d[\d,.]*)\s*\}}"), r"\1"),
+    (re.compile(rf"\\text\s*\{{\s*(\d[\d,.]*\s*[{''.join(CURRENCY_SIGNS)}])\s*\}}"), r"\1"),
     (re.compile(r"∛\s*(\w+)"), r"\\sqrt[3]{\1}"),
     (re.compile(r"∛\s*\(([^()]*)\)"), r"\\sqrt[3]{\1}"),
 ]
@@ -294,6 +296,7 @@ REWRITES = [(re.compile(old), new) for old, new in [
     # digits grouped by {,} and by ,\!
     (r"(?<=\d)(?:\{,\}|,\\!)\s*(?=\d{3})", ""),
     # dollars are a unit, dollar signs around a formula are not
+    (rf"\\text\{{\s*((?:{CODES})\.?\s*\d[\d,.]*)\s*\}}", r"\1"),
     (r"(?<![A-Za-z\\])US\s*(?=\\?\$\s*\d)", r"\\"),
     (r"\\+\$\s*(\d[\d,]*(?:\.\d+)?|\.\d+)", r"\1\\text{dollar}"),
     (rf"(?<![A-Za-z\\{{])({CODES})\.?{AMOUNT}", r"\2\\text{\1}"),
@@ -522,8 +525,9 @@ def tidy_word(match):
     # A function, a letter, a number, or words
     if word in FUNCTIONS and not macro.startswith("text"):
         return f"\\{word} "
-    if word.casefold() in CALLED_BY_WORDS and CALL.match(match.string, match.end()):
-        return f"\\{CALLED_BY_WORDS[word.casefold()]} "
+    function = CALLED_BY_WORDS.get(word.casefold().removeprefix("the "))
+    if function and CALL.match(match.string, match.end()):
+        return f"\\{function} "
     if re.fullmatch(r"[\d.]+", inner):  # digits of a number: 1\mathbf{3} is 13, 1\text{ 3} is not
         return inner if macro.startswith("math") else match[2]
     if len(inner) == 1:
@@ -1074,7 +1078,9 @@ def unwrap(text):
 
 
 def is_union(text):
-    return len(split_top(text, "\\cup")) > 1
+    r"""Whether \cup stands outside of brackets, and of bars: |A \cup B| is a number."""
+    parts = split_top(text, "\\cup")
+    return len(parts) > 1 and all(part.count("|") % 2 == 0 for part in parts)
 
 
 def same_union(gold, pred):

@@ -32,7 +32,7 @@ SPELLINGS = [row.split() for row in [
     "cal calorie calories", "kcal", "kpa", "atm", "bar", "mmhg", "khz", "mhz", "ghz",
     "erg ergs", "dyne dynes", "rpm", "bit bits", "byte bytes", "db",
     "yuan cny rmb", "won krw", "ruble rubles rouble roubles", "baht", "dong", "lira liras", "naira",
-    "peso pesos", "shekel shekels", "hryvnia hryvnias",
+    "peso pesos", "shekel shekels", "hryvnia hryvnias", "kr krona kronor krone kroner",
     "unit units", "celsius", "fahrenheit", "rupee rupees inr rs", "microm micrometer micrometers",
     "micros microsecond microseconds", "microg microgram micrograms",
 ]]
