@@ -123,9 +123,10 @@ OPTION = re.compile(r"(\\sqrt\s*|\\\\)\[[^\[\]]*\]")
 def find_answer(response, style):
     """The answer where the style of the prompt puts it, or "". Styles: boxed, answer (the last
     "Answer:" line), number (the last number)."""
-    text = usual(after_thinking(response))
+    text = after_thinking(response)
     if style == "boxed":
-        return last_box(text)
+        return last_box(text) or last_box(usual(text))
+    text = usual(text)
     if style == "answer":
         return answer_line(text)
     # The last number; what a macro encloses counts, its own numbers do not
