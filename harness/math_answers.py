@@ -334,6 +334,7 @@ REWRITES = [(re.compile(old), new) for old, new in [
     (r"\\[cld]?dots[cbm]?(?![a-z])|\.\.\.", r"\\ldots "),
     (r"\\(?:lor|vee)(?![a-z])", r"\\lor "),
     (r"\\(?:land|wedge)(?![a-z])", r"\\land "),
+    (r"\\(?:long)?rightarrow(?![a-z])", r"\\to "),
     # repeating decimals
     (r"(?<=\d)\{\.\}", "."),
     (r"\\bar\s*(?=[{\d])", r"\\overline"),
@@ -361,7 +362,11 @@ REWRITES = [(re.compile(old), new) for old, new in [
     (r"(?<![A-Za-z\\])nPr\s*\(\s*(\d+)\s*,\s*(\d+)\s*\)", r"\\frac{\1!}{(\1-\2)!}"),
     (r"\{\s*(\w+)\s*\\choose\s*(\w+)\s*\}", r"\\binom{\1}{\2}"),
     (r"(?:\{\s*\})?[_^]\s*\{?(\d+)\}?\s*C\s*_\s*(?:\{(\d+)\}|(\d))", r"\\binom{\1}{\2\3}"),
-    (r"(?<![A-Za-z\\])C\(\s*(\d+)\s*,\s*(\d+)\s*\)(?=\s*(?:=|$))", r"\\binom{\1}{\2}"),
+    (r"(?<![A-Za-z\\])C\s*\(\s*(\d+)\s*,\s*(\d+)\s*\)(?=\s*(?:=|$))", r"\\binom{\1}{\2}"),
+    (
+        r"(?<![A-Za-z\\])C\s*_\s*\{?(\d+)\}?\s*\^\s*\{?(\d+)\}?(?=\s*(?:=|$))",
+        r"\\binom{\1}{\2}",
+    ),
     (r"\\(frac|sqrt|d?binom)\s*(\d|\\pi|[A-Za-z](?![A-Za-z]))", r"\\\1{\2}"),
     (rf"(\\(?:frac|binom)\s*{GROUP})\s*(\d|\\pi|[A-Za-z])", r"\1{\2}"),
     # the end of a sentence, the comma that "and" leaves behind one
@@ -526,6 +531,8 @@ def tidy_word(match):
     # A function, a letter, a number, or words
     if word in FUNCTIONS and not macro.startswith("text"):
         return f"\\{word} "
+    if macro in ("mathbf", "mathit", "mathsf", "mathtt", "mathnormal") and "\\" in inner:
+        return f" {inner} "
     function = CALLED_BY_WORDS.get(word.casefold().removeprefix("the "))
     if function and CALL.match(match.string, match.end()):
         return f"\\{function} "
@@ -1158,7 +1165,8 @@ COMPUTED = re.compile(
 # Letters that sums, products, limits and extremes bind in their subscript: i=1, x\to 0, 1\le i<j
 SUBSCRIPT = re.compile(rf"\\(?:sum|prod|lim|max|min|sup|inf)\s*_\s*({GROUP}|[A-Za-z])")
 BINDS = re.compile(
-    r"(\\(?:theta|phi|alpha|beta)|[A-Za-z])(?=\s*(?:[=<>|,}]|\\(?:le|ge|ne|to|in|mid|rightarrow)(?![a-z])|$))"
+    r"(\\(?:theta|phi|alpha|beta)|[A-Za-z])"
+    r"(?=\s*(?:[=<>|,}]|\\(?:le|ge|ne|to|in|mid)(?![a-z])|$))"
 )
 
 
