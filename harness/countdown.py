@@ -14,7 +14,7 @@ import operator
 import re
 from fractions import Fraction
 
-from harness.math_answers import GROUP, after_thinking, last_box
+from harness.math_answers import GROUP, after_thinking, last_box, usual
 
 LONGEST = 200  # characters of an expression
 
@@ -27,11 +27,11 @@ OPERATORS = {
 
 # fmt: off
 SIGNS = str.maketrans({
-    "−": "-", "–": "-", "－": "-", "＋": "+",
-    "×": "*", "·": "*", "⋅": "*", "∙": "*", "•": "*", "∗": "*", "＊": "*",
-    "÷": "/", "∕": "/", "⁄": "/", "／": "/",
-    "＝": "=", "→": "=", "⇒": "=", "（": "(", "）": ")", "[": "(", "]": ")", "$": " ",
-} | dict(zip("０１２３４５６７８９", "0123456789", strict=True)))
+    "−": "-", "–": "-",
+    "×": "*", "·": "*", "⋅": "*", "∙": "*", "•": "*", "∗": "*",
+    "÷": "/", "∕": "/", "⁄": "/",
+    "→": "=", "⇒": "=", "[": "(", "]": ")", "$": " ",
+})
 # fmt: on
 MACROS = [
     (re.compile(r"\\(?:times|cdot|ast)(?![A-Za-z])"), "*"),
@@ -50,6 +50,7 @@ def answer_of(response):
     that follows its thoughts. Of thoughts that never end only a whole <answer>..</answer> counts:
     a prompt may have opened them."""
     # Where it may stand
+    response = usual(response)
     text = after_thinking(response)
     if not text and "</answer>" in response.rpartition("<answer>")[2]:
         text = response

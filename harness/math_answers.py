@@ -31,6 +31,22 @@ def after_thinking(response):
     return tail
 
 
+# What shows nothing: soft hyphens, spaces of no width, marks of direction, choices of a glyph
+INVISIBLE = "\u00ad\u034f\u061c\u180e\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufe00-\ufe0f\ufeff"
+# Full-width characters but the !, which in prose is no factorial
+UNUSUAL = re.compile(f"[{INVISIBLE}、\uff02-\uff5e￠￡￥￦]")
+SHOWN = {chr(code): chr(code - 0xFEE0) for code in range(0xFF02, 0xFF5F)}
+SHOWN |= {"￠": "¢", "￡": "£", "￥": "¥", "￦": "₩"}
+SHOWN |= {"，": ", ", "、": ", "}  # between the members of a list, never between thousands
+
+
+def usual(text):
+    """A text without invisible characters, and full-width ones as ASCII has them."""
+    if text.isascii():
+        return text
+    return UNUSUAL.sub(lambda match: SHOWN.get(match[0], ""), text)
+
+
 BRACES = re.compile(r"\\.|[{}]", re.S)  # \{ and \} are characters, not groups
 BOXES = re.compile(r"\\(?:boxed|fbox|framebox)(?![A-Za-z])\s*")
 NUMERAL = r"-?\d[\d,]*(?:\.\d+)?"
@@ -68,6 +84,9 @@ def last_box(text):
 MARKS = r"(?:[*_`~\s]|</?\w+>)*"  # bold, italics, code
 # What may not stand before it is looked at where it is found: a third of the time
 ANSWER_LINE = re.compile(rf"(?i)answer(?<![A-Za-z\d]answer){MARKS}[:：][ \t]*")
+CHINESE_LINE = re.compile(rf"答(?:案|え)?(?:[是为為])?{MARKS}[:：][ \t]*")
+# A point of a list, on a line of its own; behind "Answer:" itself a dash is a minus
+POINT = re.compile(r"\s*[-+*•‣▪●◦]\s+(?=\S)")
 # Lines that enclose a formula, and what else says nothing by itself
 EMPTY_LINE = re.compile(
     r"\s*(?:\$\$?|\\\[|\\\]|[`~]{3,}\w*|-{3,}|\\(?:begin|end)\{[a-z]+\*?\}|</?[A-Za-z]+>)\s*"
@@ -106,7 +125,8 @@ def find_answer(response, style):
     "Answer:" line), number (the last number)."""
     text = after_thinking(response)
     if style == "boxed":
-        return last_box(text)
+        return last_box(text) or last_box(usual(text))
+    text = usual(text)
     if style == "answer":
         return answer_line(text)
     # The last number; what a macro encloses counts, its own numbers do not
@@ -134,16 +154,33 @@ def answer_line(text):
     """What stands behind the last "Answer:", or where that is nothing on the next line that holds
     something, without its marks of bold, code, quotation and mathematics."""
     # The last of them
-    found = None
+    end = -1
     for match in ANSWER_LINE.finditer(text):
-        found = match
-    if not found:
+        end = match.end()
+    if "答" in text:
+        for match in CHINESE_LINE.finditer(text, max(end, 0)):
+            end = match.end()
+    if end < 0:
         return ""
     # The first line behind it that holds something
-    for line in text[found.end() :].split("\n")[:20]:
+    lines = text[end:].split("\n")[:20]
+    for number, line in enumerate(lines):
         if line.strip().strip("*_`~> ") and not EMPTY_LINE.fullmatch(line):
+            if number and POINT.match(line):
+                return points_of_list(lines[number:])
             return unmarked(line)
     return ""
+
+
+def points_of_list(lines):
+    """What the points say that these lines begin with, between commas."""
+    said = []
+    for line in lines:
+        match = POINT.match(line)
+        if not match:
+            break
+        said.append(unmarked(line[match.end() :]))
+    return ", ".join(said)
 
 
 # 13 (thirteen), 13 [i.e. thirteen], 13 (13 apples)
@@ -168,7 +205,7 @@ def unmarked(line):
     before = None
     while text != before:
         before = text
-        text = text.strip("*` \t").rstrip(".").strip()
+        text = text.strip("*` \t•").rstrip(".。！").strip()
         for left, right in QUOTED:
             inside = text[len(left) : -len(right)]
             if text.startswith(left) and text.endswith(right) and inside and left not in inside:
@@ -217,13 +254,20 @@ UNICODE = {
     "−": "-", "–": "-", "×": r"\times ", "·": r"\cdot ", "÷": "/", "π": r"\pi ", "∞": r"\infty ",
     "°": r"^\circ ", "≤": r"\le ", "≥": r"\ge ", "≠": r"\ne ", "∪": r"\cup ", "∈": r"\in ",
     "√": r"\sqrt ", "∅": r"\emptyset ", "±": r"\pm ", "℃": r"^\circ C", "℉": r"^\circ F",
-    "≈": r"\approx ", "…": r"\ldots ", "％": "%", "⋅": r"\cdot ", "＝": "=", "∨": r"\lor ",
-    "θ": r"\theta ", "α": r"\alpha ", "β": r"\beta ", "€": r"\text{euro}", "£": r"\text{sterling}",
-    "¥": r"\text{yen}", "₹": r"\text{rupee}", "“": '"', "”": '"',
+    "≈": r"\approx ", "∑": r"\sum ", "∏": r"\prod ", "∫": r"\int ",
+    "⌊": r"\lfloor ", "⌋": r"\rfloor ", "⌈": r"\lceil ", "⌉": r"\rceil ",
+    "…": r"\ldots ", "⋅": r"\cdot ", "∨": r"\lor ", "∧": r"\land ", "″": '"', "′": "'",
+    "θ": r"\theta ", "α": r"\alpha ", "β": r"\beta ", "“": '"', "”": '"',
     "½": r"\frac12", "⅓": r"\frac13", "⅔": r"\frac23", "¼": r"\frac14", "¾": r"\frac34",
     "⅕": r"\frac15", "⅖": r"\frac25", "⅗": r"\frac35", "⅘": r"\frac45", "⅙": r"\frac16",
     "⅚": r"\frac56", "⅛": r"\frac18", "⅜": r"\frac38", "⅝": r"\frac58", "⅞": r"\frac78",
 }
+CURRENCY_SIGNS = {
+    "€": "euro", "£": "sterling", "¥": "yen", "円": "yen", "元": "yuan", "₹": "rupee", "₨": "rupee",
+    "₩": "won", "원": "won", "₽": "ruble", "฿": "baht", "₫": "dong", "₺": "lira", "₱": "peso",
+    "₪": "shekel", "₦": "naira", "₴": "hryvnia", "¢": "cent",
+}
+UNICODE |= {sign: f"\\text{{{name}}}" for sign, name in CURRENCY_SIGNS.items()}
 # What takes more than one character
 RAISED = re.compile("⁻?[⁰¹²³⁴-⁹]+")
 DIGITS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻", "0123456789-")
@@ -231,12 +275,18 @@ CHARACTERS = [
     (re.compile("((?:\\d[\u0304\u0305])+)"), lambda found: f"\\overline{{{found[1][::2]}}}"),
     (re.compile("(\\d)\u0307"), r"\\dot{\1}"),
     (re.compile(r"\\(?:text|mathrm|mbox)\s*\{\s*(°\s*[CF]?|℃|℉)\s*\}"), r"\1"),
+    (re.compile(rf"\\(?:text|mathrm|mbox)\s*\{{\s*([{''.join(CURRENCY_SIGNS)}])\s*\}}"), r"\1"),
+    (re.compile(rf"\\text\s*\{{\s*([{''.join(CURRENCY_SIGNS)}]\s*\d[\d,.]*)\s*\}}"), r"\1"),
+    (re.compile(rf"\\text\s*\{{\s*(\d[\d,.]*\s*[{''.join(CURRENCY_SIGNS)}])\s*\}}"), r"\1"),
     (re.compile(r"∛\s*(\w+)"), r"\\sqrt[3]{\1}"),
     (re.compile(r"∛\s*\(([^()]*)\)"), r"\\sqrt[3]{\1}"),
 ]
 
 INTRODUCTION = r"(?i:(?:the\s+)?(?:final\s+)?answer)\s*(?:is|:|=)[:=\s]*"
-CURRENCIES = "(?i:euro|sterling|yen|rupee|usd|eur|gbp|rs|dollars?)"
+CURRENCIES = "|".join(sorted(set(CURRENCY_SIGNS.values()) - {"cent"}))
+CODES = "USD|EUR|GBP|JPY|CNY|RMB|INR|KRW|Rs"  # without \\text as well
+CURRENCIES = rf"(?i:{CURRENCIES}|{CODES}|dollars?)"
+AMOUNT = r"(?:\s|~|\\[,;: ])*(\d[\d,]*(?:\.\d+)?)"
 PAREN = r"\((?:[^()]|\((?:[^()]|\((?:[^()]|\([^()]*\))*\))*\))*\)"  # brackets, four deep
 GROUP = r"\{(?:[^{}]|\{(?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*\})*\}"  # braces, four deep
 
@@ -247,8 +297,11 @@ REWRITES = [(re.compile(old), new) for old, new in [
     # digits grouped by {,} and by ,\!
     (r"(?<=\d)(?:\{,\}|,\\!)\s*(?=\d{3})", ""),
     # dollars are a unit, dollar signs around a formula are not
-    (r"\\\$\s*(\d[\d,]*(?:\.\d+)?|\.\d+)", r"\1\\text{dollar}"),
-    (rf"\\text\{{\s*({CURRENCIES})\.?\s*\}}\s*(\d[\d,]*(?:\.\d+)?)", r"\2\\text{\1}"),
+    (rf"\\text\{{\s*((?:{CODES})\.?\s*\d[\d,.]*)\s*\}}", r"\1"),
+    (r"(?<![A-Za-z\\])US\s*(?=\\?\$\s*\d)", r"\\"),
+    (r"\\+\$\s*(\d[\d,]*(?:\.\d+)?|\.\d+)", r"\1\\text{dollar}"),
+    (rf"(?<![A-Za-z\\{{])({CODES})\.?{AMOUNT}", r"\2\\text{\1}"),
+    (rf"\\text\{{\s*({CURRENCIES})\.?\s*\}}{AMOUNT}", r"\2\\text{\1}"),
     (r"\\pounds\s*(\d[\d,]*(?:\.\d+)?)", r"\1\\text{sterling}"),
     # what introduces an answer, and which one of many it is: the 18th
     (rf"^\\text\{{\s*{INTRODUCTION}\}}|^{INTRODUCTION}", ""),
@@ -273,12 +326,15 @@ REWRITES = [(re.compile(old), new) for old, new in [
     (r"\\gt(?![a-z])", ">"),
     (r"<=", r"\\le "),
     (r">=", r"\\ge "),
-    (r"!=", r"\\ne "),
+    # but 5!=120 says what a factorial is
+    (r"(?<![\d)])!=", r"\\ne "),
     (r"^\s*(\*{1,3}|_{1,2}|`+|[\"'])([^*_`\"']+)\1\s*$", r"\2"),
     (r"\*\*", "^"),
     (r"\\varnothing(?![a-z])|\\\{\s*\\\}", r"\\emptyset "),
     (r"\\[cld]?dots[cbm]?(?![a-z])|\.\.\.", r"\\ldots "),
     (r"\\(?:lor|vee)(?![a-z])", r"\\lor "),
+    (r"\\(?:land|wedge)(?![a-z])", r"\\land "),
+    (r"\\(?:long)?rightarrow(?![a-z])", r"\\to "),
     # repeating decimals
     (r"(?<=\d)\{\.\}", "."),
     (r"\\bar\s*(?=[{\d])", r"\\overline"),
@@ -300,11 +356,23 @@ REWRITES = [(re.compile(old), new) for old, new in [
     (r"\^\s*(-\d+)", r"^{\1}"),
     (rf"\\?sqrt\s*\(({INNER})\)", r"\\sqrt{\1}"),
     (rf"\\?sqrt\s*\(({INNER})\)", r"\\sqrt{\1}"),  # one inside of another
+    # 4 over 2
+    (r"(?:\{\s*\})?[_^]\s*\{?(\d+)\}?\s*P\s*_\s*(?:\{(\d+)\}|(\d))", r"\\frac{\1!}{(\1-\2\3)!}"),
+    (r"(?<![A-Za-z\\])nCr\s*\(\s*(\d+)\s*,\s*(\d+)\s*\)", r"\\binom{\1}{\2}"),
+    (r"(?<![A-Za-z\\])nPr\s*\(\s*(\d+)\s*,\s*(\d+)\s*\)", r"\\frac{\1!}{(\1-\2)!}"),
+    (r"\{\s*(\w+)\s*\\choose\s*(\w+)\s*\}", r"\\binom{\1}{\2}"),
+    (r"(?:\{\s*\})?[_^]\s*\{?(\d+)\}?\s*C\s*_\s*(?:\{(\d+)\}|(\d))", r"\\binom{\1}{\2\3}"),
+    (r"(?<![A-Za-z\\])C\s*\(\s*(\d+)\s*,\s*(\d+)\s*\)(?=\s*(?:=|$))", r"\\binom{\1}{\2}"),
+    (
+        r"(?<![A-Za-z\\])C\s*_\s*\{?(\d+)\}?\s*\^\s*\{?(\d+)\}?(?=\s*(?:=|$))",
+        r"\\binom{\1}{\2}",
+    ),
     (r"\\(frac|sqrt|d?binom)\s*(\d|\\pi|[A-Za-z](?![A-Za-z]))", r"\\\1{\2}"),
     (rf"(\\(?:frac|binom)\s*{GROUP})\s*(\d|\\pi|[A-Za-z])", r"\1{\2}"),
     # the end of a sentence, the comma that "and" leaves behind one
-    (r"(?:[\s.,;]|\\(?=[\s\\]|$))+$", ""),
+    (r"(?:[\s.,;。]|\\(?=[\s\\]|$))+$", ""),
     (r",\s*,", ","),
+    (r"(?<=\d)\s*(?:\^\s*\{?\s*(?:\\prime\s*){2}\}?|''|\")", r"\\text{inch}"),
     (r"(?<=\d)\s*(?:\^\s*\{?\s*(?:\\prime\s*)+\}?|'+)", r"\\text{prime}"),
 ]]
 # fmt: on
@@ -313,10 +381,14 @@ FUNCTIONS = (
     "arcsin arccos arctan arcsec arccsc arccot sinh cosh tanh sin cos tan sec csc cot log ln exp "
     "max min gcd lcm det"
 ).split()
+# Their names in \text, and what stands behind such a one: (12, or \left(12, or {12
+CALLED_BY_WORDS = {name: name for name in FUNCTIONS} | {"gcf": "gcd", "hcf": "gcd", "mod": "bmod"}
+CALL = re.compile(r"\s*(?:\\left\s*)?(?:\(|\[|\\\{)|(?<=mod\})\s*\d|(?<=mod \})\s*\d")
 TEXT = re.compile(
     r"\\(text(?:bf|it|rm|sf|tt|sc|up|md|sl|normal)?|mbox|hbox|emph"
     r"|math(?:rm|bf|it|sf|tt|normal)|operatorname\*?)\s*\{([^{}]*)\}"
     r"|,?\s*(?<![A-Za-z\\])(?:and|or)(?![A-Za-z])"
+    r"|(?<=[\w)\]},])\s+(?:AND|And|OR|Or)(?=\s+[-\w\\(\[{|])"
 )
 UNIT_LETTERS = "mgshNJWVAKCFTHL"
 BEHIND_NUMBER = re.compile(
@@ -352,6 +424,10 @@ TYPED = [
         (r"(?<![A-Za-z\\])cbrt\s*\(([^()]*)\)", r"\\sqrt[3]{\1}"),
         (r"(?<![A-Za-z\\])a(sin|cos|tan)(?=\s*\()", r"\\arc\1"),
         (r"(?<![A-Za-z\\])(sec|max|min|gcd|lcm|det)(?=\s*\()", r"\\\1"),
+        (r"(?<![A-Za-z\\])(?:GCD|HCF|GCF|gcf|hcf)(?=\s*\()", r"\\gcd"),
+        (r"(?<![A-Za-z\\])LCM(?=\s*\()", r"\\lcm"),
+        (r"(?<![A-Za-z\\])(sum|prod|int|lim)(?=\s*_)", r"\\\1 "),
+        (r"(?<=\d)\s+mod\s+(?=\d)", r"\\bmod "),
         (r"(?<![A-Za-z\\])log(?:_?(\d+)(?=\s*\()|_(\d+)(?=\s+[\w\\]))", r"\\log_{\1\2}"),
         (
             rf"(?<![A-Za-z\\])(?:([xtn])\s*)?({CALLED})(?=\s*[(^_{{\\]|\s*\d|\s*[a-z](?![a-z])|\s+pi\b|pi\b)",
@@ -382,7 +458,7 @@ def by_all_rules(text):
     """The same by every rule, whatever the text: what the short way of `tidy` has to agree with."""
     # Characters, styles, texts, names, and then macros
     if not text.isascii():
-        text = in_ascii(text)
+        text = in_ascii(usual(text))
     if "cent" in text:
         text = DOLLARS_AND_CENTS.sub(r"\1.\2\\text{dollar}", text)
     if "\\" in text:
@@ -425,6 +501,8 @@ def unstyled(match):
     raised = match.string[match.end() : match.end() + 1] in ("^", "_")
     if raised and len(inner) > 1:
         return f"{{{inner}}}"
+    if inner[:1].isdigit() and match.string[match.start() - 1 : match.start()].isdigit():
+        return inner  # 1\\boldsymbol{3}
     return f" {inner}"
 
 
@@ -444,13 +522,22 @@ def tidy_word(match):
     macro = match[1]
     inner = re.sub(r"~|\\[,;:! ]", " ", match[2] or "").strip()
     word = match[0].strip(" ,") if macro is None else inner.strip(" ,")
-    if word == "and":
+    is_between = macro is None or (match.start() > 0 and word in ("AND", "And", "OR", "Or"))
+    conjunction = word.lower() if is_between else word
+    if conjunction == "and":
         return ","
-    if word == "or":
+    if conjunction == "or":
         return "\\lor "
     # A function, a letter, a number, or words
-    if inner in FUNCTIONS and not macro.startswith("text"):
-        return f"\\{inner} "
+    if word in FUNCTIONS and not macro.startswith("text"):
+        return f"\\{word} "
+    if macro in ("mathbf", "mathit", "mathsf", "mathtt", "mathnormal") and "\\" in inner:
+        return f" {inner} "
+    function = CALLED_BY_WORDS.get(word.casefold().removeprefix("the "))
+    if function and CALL.match(match.string, match.end()):
+        return f"\\{function} "
+    if re.fullmatch(r"[\d.]+", inner):  # digits of a number: 1\mathbf{3} is 13, 1\text{ 3} is not
+        return inner if macro.startswith("math") else match[2]
     if len(inner) == 1:
         behind = BEHIND_NUMBER.search(match.string[: match.start()][-20:])
         if not (behind and inner in UNIT_LETTERS):
@@ -462,7 +549,7 @@ def tidy_word(match):
 
 def squash(text):
     """No spaces (but 1 2 is not 12), x_1 for x_{1}."""
-    text = re.sub(r"(?<!\d)\s+|\s+(?!\d)", "", text)
+    text = re.sub(r"(?<!\d)\s+|\s+(?!\d)", "", " ".join(text.split()))
     return re.sub(r"([_^])\{(\w)\}", r"\1\2", text)
 
 
@@ -683,12 +770,17 @@ def same(gold, pred):
     gold, pred = condition(gold), condition(pred)
     if "\\lor" in gold + pred:
         gold, pred = without_or(gold), without_or(pred)
-    gold, pred = meat(gold), meat(pred)
+    gold, pred = in_order_of_names(meat(gold)), in_order_of_names(meat(pred))
     if squash(gold) == squash(pred):
         return True
     if re.fullmatch(r"-?\d+,\d{1,2}", pred) and plain(gold) and plain(gold)[1]:
         pred = pred.replace(",", ".")  # a decimal comma
 
+    if RELATION.search(pred):
+        gold_unknown, gold_range = ("", gold) if is_interval(gold) else both(gold)
+        unknown, pred_range = both(pred)
+        if gold_range and pred_range and gold_unknown in ("", unknown):
+            return same_shape(gold_range, pred_range)
     golds, preds = items(gold), items(pred)
     if len(golds) > 1 or len(preds) > 1:
         return same_list(gold, pred)
@@ -777,6 +869,48 @@ def without_or(text):
     return ",".join(parts)
 
 
+def is_interval(text):
+    """Whether a text is written as one interval; (1,2) may be a point."""
+    pair = wrapped(text)
+    is_wrapped = pair and pair[0] + pair[2] in ("()", "[]", "(]", "[)")
+    return bool(is_wrapped) and len(split_top(pair[1], ",")) == 2
+
+
+SIZE = re.compile(rf"\|({VARIABLE})\|(<|\\le)([^<>|]+)")
+
+
+def both(text):
+    r"""(unknown, interval) of what says both of its ends: -2<x<7, |x|<2, x>-2 and x<7; ("", "") of
+    anything else, and where there is nothing between them."""
+    parts = re.split(r",|\\land(?![a-z])", text)
+    parts = [re.sub(r"\\(le|ge)\s*", r"\\\1", squash(part)) for part in parts if part.strip()]
+    size = SIZE.fullmatch(parts[0]) if len(parts) == 1 else None
+    if size:
+        x, relation, end = size.groups()
+        minus = end if plain(end) else f"({end})"
+        parts = [f"-{minus}{relation}{x}{relation}{end}"]
+    ranges = [as_range(part) for part in parts]
+    if len({unknown for unknown, _ in ranges}) != 1 or not ranges[0][0]:
+        return "", ""
+    intervals = [wrapped(interval) for _, interval in ranges]
+    # Two half lines, from below and from above
+    if len(intervals) == 2:
+        intervals.sort(key=lambda interval: interval[1].startswith("-\\infty"))
+        (left, low, _), (_, high, right) = intervals
+        low, low_end = split_top(low, ",")
+        high_end, high = split_top(high, ",")
+        if low_end != "\\infty" or high_end != "-\\infty":
+            return "", ""
+        intervals = [(left, f"{low},{high}", right)]
+    if len(intervals) != 1:
+        return "", ""
+    left, inside, right = intervals[0]
+    low, high = map(plain, split_top(inside, ","))
+    if low and high and low[0] >= high[0]:
+        return "", ""
+    return ranges[0][0], f"{left}{inside}{right}"
+
+
 CHAIN = re.compile(rf"(.+?)(<|\\le)({VARIABLE})(<|\\le)(.+)")
 ONE_SIDED = re.compile(rf"({VARIABLE})(<|>|\\le|\\ge)(.+)")
 
@@ -819,14 +953,22 @@ def half_line(relation, end):
     return ("[" if relation == "\\ge" else "(") + f"{end},\\infty)"
 
 
+# From one point to another: nothing else is the same with a bar
+SEGMENT = re.compile(r"^\\overline\s*\{\s*([A-Z]'?\s*[A-Z]'?)\s*\}$")
+
+
 def meat(text):
     r"""Without what introduces it (x \in), approximates it, or bare braces."""
     head, *tail = split_top(text, "\\in")
     if tail and NAME.fullmatch(head):
         text = tail[0]
     head, *tail = split_top(text, "\\approx")
-    text = tail[0] if tail and NAME.fullmatch(head) else head
+    if not tail or not NAME.fullmatch(head):
+        text = head
+    elif not has_value(head) or rounds_to(head, tail[0]):
+        text = tail[0]
     text = re.sub(r"^\\text(\{[^{}]*\})$", r"\1", text)
+    text = SEGMENT.sub(r"\1", text)
     pair = wrapped(text)
     if pair and pair[0] + pair[2] == "{}":
         return text[1:-1].strip()
@@ -857,14 +999,38 @@ def same_list(gold, pred):
 
 
 def by_name(parts):
-    """Coordinates in the order of their names, where these are neighbours in the alphabet: y=5, x=6
-    is (6,5). Of other names (n=3, k=2) nobody knows the order: they stay as they are written."""
+    """Coordinates in the order of their names, where these are neighbours in the alphabet or differ
+    in their index: y=5, x=6 is (6,5). Of other names (n=3, k=2) nobody knows the order: they stay
+    as they are written."""
     names = [name_and_sides(part)[0] for part in parts]
-    letters_in_order = "".join(sorted(names))
-    are_letters = len(letters_in_order) == len(names)
-    if not are_letters or letters_in_order not in "abcdefghijklmnopqrstuvwxyz":
+    if "" in names:
+        return parts
+    ordered = " ".join(sorted(names))
+    are_letters = ordered in "a b c d e f g h i j k l m n o p q r s t u v w x y z"
+    if not are_letters and not re.fullmatch(r"([A-Za-z]_)\d(?: \1\d)*", ordered):
         return parts
     return [part for _, part in sorted(zip(names, parts, strict=True))]
+
+
+def in_order_of_names(text):
+    """(y,x)=(5,6) as (x,y)=(6,5), and (y=5,x=6) in brackets, as `by_name` orders them; any other
+    text as it is."""
+    sides = split_top(text, "=")
+    pairs = [wrapped(side) for side in sides]
+    if not all(pairs) or len(sides) > 2 or any(pair[0] + pair[2] != "()" for pair in pairs):
+        return text
+    parts = [split_top(pair[1], ",") for pair in pairs]
+    # Names with their values, or names beside values
+    if len(sides) == 1:
+        return f"({','.join(by_name(parts[0]))})" if len(parts[0]) > 1 else text
+    names, values = parts
+    if len(names) != len(values) or not all(
+        re.fullmatch(r"[A-Za-z](?:_\w)?", name) for name in names
+    ):
+        return text
+    named = by_name([f"{name}={value}" for name, value in zip(names, values, strict=True)])
+    names, values = zip(*(part.split("=", 1) for part in named), strict=True)
+    return f"({','.join(names)})=({','.join(values)})"
 
 
 def members(text):
@@ -920,7 +1086,9 @@ def unwrap(text):
 
 
 def is_union(text):
-    return len(split_top(text, "\\cup")) > 1
+    r"""Whether \cup stands outside of brackets, and of bars: |A \cup B| is a number."""
+    parts = split_top(text, "\\cup")
+    return len(parts) > 1 and all(part.count("|") % 2 == 0 for part in parts)
 
 
 def same_union(gold, pred):
@@ -963,7 +1131,7 @@ def same_sides(gold, pred):
     p_name, p_sides = name_and_sides(pred)
     # What something is, against its value
     if len(g_sides) == 1 and is_quantity(p_sides, g_sides[0]):
-        return all(same(gold, side) for side in p_sides[1:])
+        return each_is(gold, p_sides[1:])
     is_turned = len(p_sides) == 2 and not letters(p_sides[0])  # 13 = m+n
     if len(g_sides) == 1 and is_turned and is_quantity(p_sides[::-1], g_sides[0]):
         return g_name in ("", squash(p_sides[1])) and same(gold, p_sides[0])
@@ -976,7 +1144,7 @@ def same_sides(gold, pred):
         return gold.count("=") == pred.count("=") == 1 and by_library(gold, pred)
     # A named value against a value
     if g_name or p_name or len(p_sides) > 1:
-        return all(same(g_sides[-1], side) for side in p_sides)
+        return each_is(g_sides[-1], p_sides)
     return scalar(gold, pred)
 
 
@@ -988,21 +1156,95 @@ def name_and_sides(text):
     return "", sides
 
 
-FUNCTION = re.compile(r"\\(?:[dt]?binom|log|ln|lg|exp|sin|cos|tan|cot|sec|csc|arc\w+)(?![a-z])")
+# Macros of which numbers make a number; any other is a name, as a letter is
+COMPUTED = re.compile(
+    r"\\(?:(?:begin|end)\{[a-zA-Z]+\}|(?:frac|sqrt|[dt]?binom|log|ln|lg|exp|sin|cos|tan|cot|sec|csc"
+    r"|sinh|cosh|tanh|arc[a-z]+|arg|Re|Im|gcd|lcm|max|min|sup|inf|det|sum|prod|i*int|lim|[bp]?mod"
+    r"|[lr](?:floor|ceil)|pi|infty|circ|cdot|times|div|ldots|to|le|ge|ne|in|mid)(?![A-Za-z]))"
+)
+# Letters that sums, products, limits and extremes bind in their subscript: i=1, x\to 0, 1\le i<j
+SUBSCRIPT = re.compile(rf"\\(?:sum|prod|lim|max|min|sup|inf)\s*_\s*({GROUP}|[A-Za-z])")
+BINDS = re.compile(
+    r"(\\(?:theta|phi|alpha|beta)|[A-Za-z])"
+    r"(?=\s*(?:[=<>|,}]|\\(?:le|ge|ne|to|in|mid)(?![a-z])|$))"
+)
+
+
+def bound(text):
+    """The letters of a text that its sums, limits and integrals bind."""
+    found = set()
+    for subscript in SUBSCRIPT.findall(text):
+        found.update(BINDS.findall(subscript))
+    if "\\int" in text:
+        found.update(re.findall(r"d\s*(\\[a-z]+|[A-Za-z])", COMPUTED.sub(" ", text)), "d")
+    return found
 
 
 def has_value(text):
-    r"""Whether a text is a function of numbers, as \binom{4}{2}: no name, but a value of its own.
-    That of a letter, as \sin\theta, is a name."""
-    of_numbers = re.sub(r"\\(?:frac|pi|circ|sqrt|cdot|times)(?![a-z])", "", FUNCTION.sub("", text))
-    return bool(FUNCTION.match(text)) and not re.search("[A-Za-z]", of_numbers)
+    r"""Whether a text says a value of its own, as \binom{4}{2} or \sum_{i=1}^3 i: it has numbers,
+    and no name. \sin\theta, \gcd(a,b), \sum a_k are names."""
+    names = re.findall(r"\\text\{[^{}]*\}|\\[A-Za-z]+|[A-Za-z]", COMPUTED.sub(" ", text))
+    of_numbers = re.search(r"\d|\\(?:pi|infty)(?![a-z])|\\(?:ln|log)\s*e", text)
+    return bool(of_numbers) and set(names) <= {"e", "i"} | bound(text)
 
 
 def is_quantity(sides, value):
     r"""Whether an equation says what something is: m+n = 13, |S| = 4, P(X=3) = 1/2. Its left side
-    has a letter (7 = 5 says nothing of 5), and the value none."""
-    says_what = letters(sides[0]) or UNEVALUATED.search(sides[0])
+    has an unknown letter (7 = 5 says nothing of 5, nor does \sum_{i=1}^3 i = 5), and the value
+    none."""
+    says_what = letters(COMPUTED.sub(" ", sides[0])) - bound(sides[0])
     return len(sides) > 1 and bool(says_what) and not letters(value)
+
+
+def each_is(gold, sides):
+    """Whether each side of an equation is gold. Sums, integrals and limits are worked out there,
+    as long as a side says their value."""
+    to_work_out = [side for side in sides if TO_WORK_OUT.search(side) and has_value(side)]
+    if UNEVALUATED.search(gold) or len(to_work_out) == len(sides):
+        to_work_out = []
+    for side in sides:
+        if side in to_work_out:
+            if not works_out_to(gold, side):
+                return False
+        elif not same(gold, side):
+            return False
+    return True
+
+
+def works_out_to(gold, side):
+    """Whether a sum, an integral or the like has the value gold."""
+    g, p = parse_or_none(gold), parse_or_none(written_out(side))
+    if g is None or p is None or not (is_expression(g) and is_expression(p)):
+        return False
+    return identical(g, p.doit())
+
+
+SERIES = re.compile(r"(\d{1,9})\s*\+\s*(\d{1,9})((?:\s*\+\s*\d+)*)\s*\+\s*\\ldots\s*\+\s*(\d{1,9})")
+
+
+def written_out(text):
+    r"""The sum of 1+2+\ldots+10 with its sign, where the terms are at equal distances."""
+    match = SERIES.fullmatch(text.strip())
+    if not match:
+        return text
+    first, second, last = (int(match[k]) for k in (1, 2, 4))
+    terms = [first, second, *map(int, re.findall(r"\d+", match[3]))]
+    step = second - first
+    is_even = all(term == first + step * k for k, term in enumerate(terms))
+    if step <= 0 or not is_even or last <= terms[-1] or (last - first) % step:
+        return text
+    return f"\\sum_{{k=0}}^{{{(last - first) // step}}} ({first}+{step}k)"
+
+
+def rounds_to(exact, rounded):
+    """Whether a number in decimals is what another is about, to its last place."""
+    number = plain(rounded)
+    tree = parse_or_none(exact)
+    if not number or tree is None or not is_expression(tree):
+        return False
+    places = len(rounded.partition(".")[2])
+    difference = (tree - sympy.Rational(number[0].numerator, number[0].denominator)).evalf(30)
+    return bool(difference.is_real and abs(difference) * 10**places <= 1)
 
 
 def is_total(sides):
@@ -1055,6 +1297,7 @@ def scalar(gold, pred):
 # ==== 6. The library ============================================================================
 
 UNEVALUATED = re.compile(r"\\(?:sum|prod|int|lim|ldots|[bp]?mod)(?![a-z])")
+TO_WORK_OUT = re.compile(UNEVALUATED.pattern + r"|\\(?:gcd|lcm)(?![a-z])")
 
 # Towers of powers, factorials and binomials that would be written out
 TOO_LARGE = re.compile(
@@ -1072,14 +1315,21 @@ def load_library():
     import sympy
 
 
+# The largest of a set
+EXTREME = re.compile(r"\\(max|min|gcd|lcm)\s*(?:\\\{|\[)([^{}\[\]]*)(?:\\\}|\])")
+
+
 def parse(text):
     """A sympy object by math-verify's parser, kept from what it misreads; raises where it cannot
     read it all."""
+    text = re.sub(r"(\\int\s*_\s*\w\s*\^\s*)(\d)(?=\s)", r"\1{\2}", text)
     if re.search(r"\d\s+\d", text):
         raise ValueError("two numbers side by side, which the parser adds")
     # names that the parser takes for its own constants
     rename = {"E": r"\Xi ", "I": r"\Upsilon ", r"\gamma": r"\varpi ", r"\prime": "'"}
     text = re.sub(r"\\[A-Za-z]+|[EI]", lambda match: rename.get(match[0], match[0]), text)
+    text = text.replace("\\bmod", "\\mod")
+    text = EXTREME.sub(r"\\\1(\2)", text)
     # x' is not x
     text = re.sub(r"\^\{?\s*('+)\s*\}?", r"\1", text)
     text = re.sub(r"([A-Za-z])('+)", lambda match: f"{match[1]}_{{9{len(match[2])}}}", text)
@@ -1134,8 +1384,21 @@ def by_library(gold, pred):
     if p is None:
         return False
     # may 1 < x < 2 stand for (1,2)? Not where that could be a point
-    interval = bool(re.search(r"\[|\]|\\infty|\\cup", gold))
+    interval = bool(re.search(r"\[|\]|\\infty|\\cup", gold)) and is_solved(pred)
     return bool(math_verify.verify(g, p, allow_set_relation_comp=interval, timeout_seconds=None))
+
+
+def is_solved(text):
+    r"""Whether each inequality of a text has its unknown alone, or in bars, on a side: x^2\le 9 is
+    a question, and no answer to it."""
+    for part in re.split(r",|\\l(?:or|and)(?![a-z])", text):
+        sides = [side.strip() for side in RELATION.split(part)]
+        alone = [re.fullmatch(rf"\|?({VARIABLE})\|?", side) for side in sides]
+        if len(sides) > 1:
+            unknown = next((match[1] for match in alone if match), "")
+            if not unknown or any(unknown in side for side in sides if side.strip("|") != unknown):
+                return False
+    return True
 
 
 def points(names):

@@ -12,6 +12,8 @@ from collections import Counter
 
 import numpy as np
 
+from harness.math_answers import INVISIBLE
+
 # ==== 1. How many are right =====================================================================
 
 
@@ -219,8 +221,9 @@ def overlap(statements, training):
 
 
 def words(text):
-    """The words and numbers of a text in any script, without case, width, and ways to write an
-    accent."""
+    """The words and numbers of a text in any script, without case, width, ways to write an accent,
+    and what is not seen, as the hyphen of a line that was broken once."""
+    text = re.sub(f"[{INVISIBLE}]", "", text)
     return word_pattern().findall(unicodedata.normalize("NFKC", text).casefold())
 
 

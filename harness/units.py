@@ -31,6 +31,8 @@ SPELLINGS = [row.split() for row in [
     "kw kilowatt kilowatts", "kwh", "kj kilojoule kilojoules", "mev", "ev", "kev", "gev",
     "cal calorie calories", "kcal", "kpa", "atm", "bar", "mmhg", "khz", "mhz", "ghz",
     "erg ergs", "dyne dynes", "rpm", "bit bits", "byte bytes", "db",
+    "yuan cny rmb", "won krw", "ruble rubles rouble roubles", "baht", "dong", "lira liras", "naira",
+    "peso pesos", "shekel shekels", "hryvnia hryvnias", "kr krona kronor krone kroner",
     "unit units", "celsius", "fahrenheit", "rupee rupees inr rs", "microm micrometer micrometers",
     "micros microsecond microseconds", "microg microgram micrograms",
 ]]
@@ -51,6 +53,13 @@ FILLERS = set(
     "of the a an in total altogether left remaining each long wide high tall deep away old "
     "different distinct possible whole full from more fewer additional extra".split()
 )
+# Those of them that may stand alone: 18 left; 18 more is a difference
+ALONE = set(
+    "left remaining total altogether overall combined together each apiece long wide high tall "
+    "deep old away different distinct possible whole".split()
+)
+FILLERS |= ALONE
+IN_TOTAL = re.compile(r"(?i)\bin\s+(?:total|all|sum)\b")
 BEYOND_THE_HEAD = ("of", "in", "from")  # pieces of candy are pieces
 # Words that make another answer of a number: what denies, doubts or compares it, asks a condition,
 # computes with it, or makes a sentence of it. These are closed classes of words: no noun is missing
@@ -168,17 +177,19 @@ def read_unit(written, in_text):
     written = written.replace("^\\circ", " degree ").replace("\\text", " ")
     written = re.sub(r"\\cdot\b|\*|·", " ", written)
     written = re.sub(r"\^\{(-?\d+)\}", r"^\1", written)
-    written = re.sub(r"[{}]", " ", written)
+    written = IN_TOTAL.sub("total", re.sub(r"[{}]", " ", written))
     measures, words, scale = [], [], 1
     below = ""  # "/" behind a slash or "per", for one measure
     all_below = False  # inside of brackets behind a slash: J/(kg K)
     power = ""  # of the next measure, behind "square"
     head = ""
     head_is_past = False
+    alone = True  # all of it says nothing
     # One token after the other
     for token in TOKENS.findall(written):
         word = token.rstrip(".")
         low = word.lower()
+        alone &= low in ALONE
         if all_below and token != ")":
             below = "/"
         if token == "/" or low == "per":
@@ -217,7 +228,7 @@ def read_unit(written, in_text):
             head = head if head_is_past else words[-1]
         else:
             return None
-    if below or not (measures or words or scale > 1):
+    if below or not (measures or words or scale > 1 or alone):
         return None
     # A bare "unit" measures nothing
     measured = frozenset(name for name in measures if not name.lstrip("/").startswith("unit"))

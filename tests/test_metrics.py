@@ -351,6 +351,8 @@ def test_overlap_with_the_training_set():
         ("ما هو مجموع 2 و 3؟", "سؤال: ما هو مجموع 2 و 3؟"),
         ("Cafe\u0301 à 5 €", "le CAFÉ à ５ euros"),  # an accent in two ways, a wide digit
         ("x_1 + x_2", "find x1: no, x 1 x 2"),
+        ("the number of apples", "the num\u00adber of ap\u200bples"),
+        ("the num\u00adber of ap\u2060ples", "\ufeffthe number of apples"),
     ],
 )
 def test_overlap_in_any_script(statement, training):
