@@ -1,0 +1,62 @@
+"""
+Sentences of four words: a task with many right answers, for a small model that was trained on text.
+
+    python lad.py --config smol     # its data and its reward are functions of this file
+
+The prompt is a noun; right is any sentence of four different words that has it, as `My horse eats
+apples.` for `horse`.
+"""
+
+import re
+
+LENGTH = 4  # words of a sentence
+
+
+def reward(response, row):
+    """1 for a sentence of LENGTH different words, the row's among them; else 0."""
+    sentence = re.fullmatch(r"[A-Z][a-z]*(?:,? [A-Za-z][a-z]*)*[.!?]", response.strip())
+    if not sentence:
+        return 0.0, "no sentence"
+    words = re.findall(r"[a-z]+", response.lower())
+    if len(words) != LENGTH:
+        return 0.0, f"{len(words)} words"
+    if row["word"] not in words:
+        return 0.0, "without the word"
+    return float(len(set(words)) == LENGTH), "a word twice" * (len(set(words)) < LENGTH)
+
+
+# ==== Its data ==================================================================================
+
+SHOWN = {"horse": "My horse eats apples.", "window": "She cleaned every window."}
+
+NOUNS = """
+apple arm army baby bag ball bank bath bear bed bee bell bird boat body bone book bottle box boy
+branch bread bridge brother bus cake camera car card cat chair child church city clock cloud coat
+coffee cow cup dance day desk doctor dog door dress egg eye family farm farmer father field finger
+fire fish floor flower food foot forest friend fruit game garden gift girl glass gold grass hair
+hand hat head heart hill house ice island key king kitchen knife lake lamp leaf leg letter library
+light lion machine man map market meal milk mirror money moon mother mountain mouse mouth music name
+night nose ocean oil page paint paper park party pen phone picture plane plant plate pocket queen
+rain ring river road roof room rose school sea seed ship shirt shoe shop sister sky snow soldier
+song soup star stone storm story street student sugar sun table teacher tooth tower town train tree
+truck uncle village voice wall watch water wind wine winter woman wood world
+""".split()
+
+
+def row(word):
+    """Two examples and the word, as a chat."""
+    messages = [dict(role="system", content="Write sentences of four words.")]
+    for noun, sentence in SHOWN.items():
+        messages.append(dict(role="user", content=noun))
+        messages.append(dict(role="assistant", content=sentence))
+    messages.append(dict(role="user", content=word))
+    return dict(messages=messages, word=word)
+
+
+def train():
+    return [row(word) for number, word in enumerate(NOUNS) if number % 4]
+
+
+def test():
+    """Every fourth noun, held out."""
+    return [row(word) for word in NOUNS[::4]]
