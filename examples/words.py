@@ -27,25 +27,28 @@ def reward(response, row):
 
 # ==== Its data ==================================================================================
 
+ASKED = "Write a sentence of exactly four words, with the word that you are given."
 SHOWN = {"horse": "My horse eats apples.", "window": "She cleaned every window."}
 
 NOUNS = """
-apple arm army baby bag ball bank bath bear bed bee bell bird boat body bone book bottle box boy
-branch bread bridge brother bus cake camera car card cat chair child church city clock cloud coat
-coffee cow cup dance day desk doctor dog door dress egg eye family farm farmer father field finger
-fire fish floor flower food foot forest friend fruit game garden gift girl glass gold grass hair
-hand hat head heart hill house ice island key king kitchen knife lake lamp leaf leg letter library
-light lion machine man map market meal milk mirror money moon mother mountain mouse mouth music name
-night nose ocean oil page paint paper park party pen phone picture plane plant plate pocket queen
-rain ring river road roof room rose school sea seed ship shirt shoe shop sister sky snow soldier
-song soup star stone storm story street student sugar sun table teacher tooth tower town train tree
-truck uncle village voice wall watch water wind wine winter woman wood world
+ant apple arm army arrow baby bag ball bank basket bath beach bear bed bee bell bird blanket boat
+body bone book boot bottle bowl box boy branch bread bridge brother bus cake camera candle car
+card cat chair cheese child church circle city clock cloud coat coffee cousin cow cup dance day
+desert desk doctor dog door dress egg engine eye family farm farmer father fence field finger fire
+fish flag floor flower food foot forest friend fruit game garden ghost gift girl glass gold grass
+hair hand hat head heart hill house ice island key king kitchen knife ladder lake lamp leaf leg
+letter library light lion machine man map market meal milk mirror money moon mother mountain mouse
+mouth music name needle night nose ocean oil orange page paint paper park party pen pencil phone
+picture pillow plane plant plate pocket pond prince queen rabbit rain ring river road roof room
+rope rose school sea seed ship shirt shoe shop sister sky snow soldier song soup star stone storm
+story street student sugar sun table teacher tooth tower town train tree truck uncle village voice
+wall watch water wind
 """.split()
 
 
 def row(word):
     """Two examples and the word, as a chat."""
-    messages = [dict(role="system", content="Write sentences of four words.")]
+    messages = [dict(role="system", content=ASKED)]
     for noun, sentence in SHOWN.items():
         messages.append(dict(role="user", content=noun))
         messages.append(dict(role="assistant", content=sentence))
