@@ -1,10 +1,11 @@
 """
-Sentences of four words: a task with many right answers, for a small model that was trained on text.
+A reward of one's own, and its data: a sentence of exactly four words that has a given noun in it.
 
-    python lad.py --config smol     # its data and its reward are functions of this file
+    python lad.py --config smol     # --data, --eval_data and --reward are functions of this file
 
-The prompt is a noun; right is any sentence of four different words that has it, as `My horse eats
-apples.` for `horse`.
+It is a task for a small model that can write: `horse` is right with `My horse eats apples.`, and
+with any other four different words, whatever they mean. Two sentences count as different answers
+when they differ in a letter.
 """
 
 import re
@@ -14,19 +15,22 @@ LENGTH = 4  # words of a sentence
 
 def reward(response, row):
     """1 for a sentence of LENGTH different words, the row's among them; else 0."""
-    sentence = re.fullmatch(r"[A-Z][a-z]*(?:,? [A-Za-z][a-z]*)*[.!?]", response.strip())
-    if not sentence:
+    if not re.fullmatch(r"[A-Z][a-z]*(,? [A-Za-z][a-z]*)*[.!?]", response.strip()):
         return 0.0, "no sentence"
     words = re.findall(r"[a-z]+", response.lower())
     if len(words) != LENGTH:
-        return 0.0, f"{len(words)} words"
+        return 0.0, "too long or too short"
     if row["word"] not in words:
         return 0.0, "without the word"
-    return float(len(set(words)) == LENGTH), "a word twice" * (len(set(words)) < LENGTH)
+    if len(set(words)) < LENGTH:
+        return 0.0, "a word twice"
+    return 1.0
 
 
 # ==== Its data ==================================================================================
 
+# With its examples a prompt has 65 to 67 tokens. vLLM computes whole blocks of 32 once for all
+# responses to a prompt, and on a CPU the rest for each: of 55 tokens that was most of its work
 ASKED = "Write a sentence of exactly four words, with the word that you are given."
 SHOWN = {"horse": "My horse eats apples.", "window": "She cleaned every window."}
 
@@ -47,7 +51,7 @@ wall watch water wind
 
 
 def row(word):
-    """Two examples and the word, as a chat."""
+    """The task, two examples of it and the word, as a chat."""
     messages = [dict(role="system", content=ASKED)]
     for noun, sentence in SHOWN.items():
         messages.append(dict(role="user", content=noun))
@@ -57,9 +61,10 @@ def row(word):
 
 
 def train():
+    """The nouns to train on."""
     return [row(word) for number, word in enumerate(NOUNS) if number % 4]
 
 
 def test():
-    """Every fourth noun, held out."""
+    """Every fourth noun, which is held out."""
     return [row(word) for word in NOUNS[::4]]

@@ -158,13 +158,17 @@ def read_rows(source, name, split):
 
 
 def is_function(source):
+    """Whether a source of rows is FILE.py:function."""
     return ".py:" in source
 
 
 def made_rows(source):
-    """The rows that a function of no arguments makes: those of FILE.py:function."""
-    path, _, function = source.rpartition(":")
-    return list(runpy.run_path(path)[function]())
+    """The rows that FILE.py:function returns, called without arguments: code of the user's own."""
+    path, _, name = source.rpartition(":")
+    made = runpy.run_path(path)
+    if not callable(made.get(name)):
+        raise ValueError(f"{path} has no function {name!r}")
+    return list(made[name]())
 
 
 def read_lines(text):
