@@ -168,7 +168,8 @@ class Config(baselines.Knobs):
     device: str = knob("cuda", "auto: cuda where there is one", of="cuda cpu auto")
 
     # data
-    data: str = knob("BytedTsinghua-SIA/DAPO-Math-17k", "rows: .json, .jsonl, .parquet or hub name")
+    data: str = knob("BytedTsinghua-SIA/DAPO-Math-17k", "rows: .json, .jsonl, .parquet, hub name "
+                     "or FILE.py:function, which returns them")
     data_name: str = knob("", "hub configuration (subset) of data")
     data_split: str = knob("train", "hub split of data")
     eval_data: str = knob("HuggingFaceH4/MATH-500", "held-out rows; empty: no evaluation")

@@ -5,6 +5,7 @@ code 2) that says which row and what it has.
 """
 
 import json
+import runpy
 import time
 from collections import Counter
 from functools import partial
@@ -132,9 +133,11 @@ def load_tokenizer(folder):
 
 
 def read_rows(source, name, split):
-    """Dicts, in order, from a .json (a list), .jsonl or .parquet file, or from the hub (org/name or
-    org/name@revision)."""
+    """Dicts, in order, from a .json (a list), .jsonl or .parquet file, from a function
+    (FILE.py:function), or from the hub (org/name or org/name@revision)."""
     try:
+        if is_function(source):
+            return made_rows(source)
         if source.endswith(".json"):
             return json.loads(Path(source).read_text(encoding="utf-8-sig"))
         if source.endswith(".jsonl"):
@@ -153,8 +156,22 @@ def read_rows(source, name, split):
     except Exception as error:
         die(
             f"cannot read {source!r}: {one_line(error)}; give the path of a .json, .jsonl or "
-            ".parquet file, or a hub name that can be reached"
+            ".parquet file, FILE.py:function, or a hub name that can be reached"
         )
+
+
+def is_function(source):
+    """Whether a source of rows is FILE.py:function."""
+    return ".py:" in source
+
+
+def made_rows(source):
+    """The rows that FILE.py:function returns, called without arguments: code of the user's own."""
+    path, _, name = source.rpartition(":")
+    made = runpy.run_path(path)
+    if not callable(made.get(name)):
+        raise ValueError(f"{path} has no function {name!r}")
+    return list(made[name]())
 
 
 def read_lines(text):
@@ -197,7 +214,8 @@ def load_data(cfg, tokenizer, evaluation=False):
         template = cfg.eval_prompt or template
         truth_path = cfg.eval_truth or truth_path
     raw = None
-    if not source.endswith((".json", ".jsonl")):  # else there is nothing to fetch, or to convert
+    is_here = source.endswith((".json", ".jsonl")) or is_function(source)
+    if not is_here:  # else there is nothing to fetch, or to convert
         raw = fetch_once(partial(read_rows, source, name, split), source)
     if raw is None:
         raw = read_rows(source, name, split)

@@ -253,9 +253,13 @@ SHAPES = {  # attention heads, KV heads, intermediate size, tied embeddings
     "nvidia/OpenMath-Nemotron-1.5B":           (12, 2, 8960, True),
     "Vinnnf/Thinkless-1.5B-RL-DeepScaleR":     (12, 2, 8960, False),
     "facebook/cwm-sft":                        (48, 8, 21504, False),
+    "HuggingFaceTB/SmolLM2-135M-Instruct":     (9, 3, 1536, True),
 }
 # fmt: on
-CWM = dict(model_type="cwm", sliding_window=5)
+OTHERS = {  # what is no Qwen2
+    "facebook/cwm-sft": dict(model_type="cwm", sliding_window=5),
+    "HuggingFaceTB/SmolLM2-135M-Instruct": dict(model_type="llama"),
+}
 PRESETS = {}  # name -> model
 for name, table in tomllib.loads((ROOT / "configs.toml").read_text()).items():
     if name != "bench":
@@ -267,7 +271,7 @@ def small_config(model):
     from transformers import AutoConfig
 
     heads, kv_heads, intermediate, tied = SHAPES[model]
-    more = dict(CWM) if model == "facebook/cwm-sft" else {}
+    more = dict(OTHERS.get(model, {}))
     ratio = heads // kv_heads
     return AutoConfig.for_model(
         more.pop("model_type", "qwen2"),

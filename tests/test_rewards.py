@@ -2,6 +2,7 @@
 
 import json
 import re
+import runpy
 import shutil
 import time
 from pathlib import Path
@@ -379,6 +380,40 @@ def test_the_example_makes_its_data():
     assert {"prompt": "2 3 4=24:", "numbers": [2, 3, 4]} in rows
     assert all(len(row["numbers"]) == 3 for row in rows)
     assert not any(row["numbers"] == [1, 1, 1] for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("response", "said"),
+    [
+        ("My horse eats apples.", 1.0),
+        (" A horse, it ran!\n", 1.0),
+        ("The horse eats the apples.", (0.0, "too long or too short")),
+        ("A horse ran.", (0.0, "too long or too short")),
+        ("My horses eat apples.", (0.0, "without the word")),
+        ("The horse, the end.", (0.0, "a word twice")),
+        ("my horse eats apples.", (0.0, "no sentence")),
+        ("My horse eats apples", (0.0, "no sentence")),
+        ("My horse eats 4.", (0.0, "no sentence")),
+        ("My horse eats. Apples.", (0.0, "no sentence")),
+        ("", (0.0, "no sentence")),
+    ],
+)
+def test_sentences_of_four_words(response, said):
+    words = runpy.run_path(str(ROOT / "examples/words.py"))
+    assert words["reward"](response, {"word": "horse"}) == said
+
+
+def test_nouns_to_train_on_are_not_those_held_out():
+    words = runpy.run_path(str(ROOT / "examples/words.py"))
+    train = {row["word"] for row in words["train"]()}
+    held_out = {row["word"] for row in words["test"]()}
+    assert (len(train), len(held_out)) == (144, 48)
+    assert not train & held_out and not words["SHOWN"].keys() & (train | held_out)
+    for row in words["train"]():  # the examples are right, and the word is asked for last
+        *_, last = row["messages"]
+        assert last == {"role": "user", "content": row["word"]}
+    for noun, sentence in words["SHOWN"].items():
+        assert words["reward"](sentence, {"word": noun}) == 1.0
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ import torch
 
 import lad
 from harness import checkpoint
-from harness.data import load_data
+from harness.data import load_data, read_rows
 
 PLAIN = "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}{% endfor %}<assistant>"
 NO_SYSTEM = (  # as Gemma's: it refuses the role
@@ -174,3 +174,15 @@ def test_top_p_below_one_is_for_evaluation_alone(capsys):
     line = refused(capsys, lad.load_config, ["--config", "tiny", "--top_p", "0.95"])
     assert "top_p = 0.95" in line and "train with top_p = 1" in line
     assert lad.load_config(["--config", "tiny", "--top_p", "1"]).top_p == 1
+
+
+def test_rows_that_a_function_makes(tmp_path, capsys):
+    """FILE.py:function is called without arguments; who names no such function is told."""
+    path = tmp_path / "made.py"
+    path.write_text("def rows():\n    yield from [{'q': i} for i in range(3)]\n\nnumber = 7\n")
+    assert read_rows(f"{path}:rows", "", "train") == [{"q": 0}, {"q": 1}, {"q": 2}]
+    for name in ("number", "nothing"):
+        said = refused(capsys, read_rows, f"{path}:{name}", "", "train")
+        assert f"{path} has no function {name!r}" in said
+    said = refused(capsys, read_rows, f"{tmp_path}/none.py:rows", "", "train")
+    assert "No such file" in said and "FILE.py:function" in said
