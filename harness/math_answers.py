@@ -356,7 +356,7 @@ REWRITES = [(re.compile(old), new) for old, new in [
     (r"\^\s*(-\d+)", r"^{\1}"),
     (rf"\\?sqrt\s*\(({INNER})\)", r"\\sqrt{\1}"),
     (rf"\\?sqrt\s*\(({INNER})\)", r"\\sqrt{\1}"),  # one inside of another
-    # 4 over 2
+    # permutations of 2 from 4, and 4 over 2
     (r"(?:\{\s*\})?[_^]\s*\{?(\d+)\}?\s*P\s*_\s*(?:\{(\d+)\}|(\d))", r"\\frac{\1!}{(\1-\2\3)!}"),
     (r"(?<![A-Za-z\\])nCr\s*\(\s*(\d+)\s*,\s*(\d+)\s*\)", r"\\binom{\1}{\2}"),
     (r"(?<![A-Za-z\\])nPr\s*\(\s*(\d+)\s*,\s*(\d+)\s*\)", r"\\frac{\1!}{(\1-\2)!}"),
@@ -1015,6 +1015,8 @@ def by_name(parts):
 def in_order_of_names(text):
     """(y,x)=(5,6) as (x,y)=(6,5), and (y=5,x=6) in brackets, as `by_name` orders them; any other
     text as it is."""
+    if "=" not in text or "(" not in text:
+        return text
     sides = split_top(text, "=")
     pairs = [wrapped(side) for side in sides]
     if not all(pairs) or len(sides) > 2 or any(pair[0] + pair[2] != "()" for pair in pairs):
