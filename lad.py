@@ -161,7 +161,7 @@ class Config(baselines.Knobs):
 
     # run
     objective: str = knob("lad", "row of the OBJECTIVES table")
-    model: str = knob("Qwen/Qwen2.5-7B", "folder, hub name (org/name, org/name@revision), tiny...")
+    model: str = knob("Qwen/Qwen2.5-7B", "folder, hub name (org/name[@revision]), tiny, tiny-hard")
     out: str = knob("", "run directory; empty: runs/<config>-<objective>-s<seed>")
     seed: int = knob(0, "of data order and sampling", 0, 2**32 - 1)
     steps: int = knob(400, "rollout batches", 0)
