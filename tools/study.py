@@ -184,9 +184,9 @@ def best_rates(rows, task):
     return best
 
 
-def missing_jobs(rows, wanted, methods):
+def missing_jobs(rows, wanted, methods=METHODS, seeds=SEEDS):
     """(task, part, label, lr, seed, flags) still to be run, as far as the sweep's results allow, of
-    the wanted pairs (task, part) and methods."""
+    the wanted pairs (task, part), methods and seeds."""
     jobs = []
     for name, task in TASKS.items():
         asked = points(task)
@@ -199,7 +199,7 @@ def missing_jobs(rows, wanted, methods):
 
         # Seed by seed, so that what is there at any time is balanced
         for part, labels in asked.items():
-            for seed in SEEDS:
+            for seed in seeds:
                 for label, flags in labels.items():
                     objective = objective_of(label)
                     if objective in best:
@@ -296,9 +296,9 @@ def fork(job, folder, commit):
         os._exit(code)
 
 
-def run_all(wanted, methods, workers, dry):
+def run_all(wanted, methods, seeds, workers, dry):
     """Run what is missing, `workers` at a time; exits with code 1 if a run failed."""
-    missing = missing_jobs(read_rows(), wanted, methods)
+    missing = missing_jobs(read_rows(), wanted, methods, seeds)
     print(f"{len(missing)} runs to go, as far as the sweeps that are there tell")
     if dry:
         for task, part, label, rate, seed, _ in missing:
@@ -319,7 +319,9 @@ def run_all(wanted, methods, workers, dry):
     while True:
         # As many as there may be
         waiting = [
-            job for job in missing_jobs(read_rows(), wanted, methods) if job[:5] not in failed
+            job
+            for job in missing_jobs(read_rows(), wanted, methods, seeds)
+            if job[:5] not in failed
         ]
         waiting = [job for job in waiting if job not in running.values()]
         while waiting and len(running) < workers:
@@ -336,7 +338,11 @@ def run_all(wanted, methods, workers, dry):
         count += 1
         if status:
             failed.add(job[:5])
-        left = [job for job in missing_jobs(read_rows(), wanted, methods) if job[:5] not in failed]
+        left = [
+            job
+            for job in missing_jobs(read_rows(), wanted, methods, seeds)
+            if job[:5] not in failed
+        ]
         word = "FAILED" if status else "done"
         pace = (time.time() - began) / count
         what = " ".join(map(str, job[:5]))
@@ -583,6 +589,7 @@ def main(argv):
     every = [f"{name}:{part}" for name, task in TASKS.items() for part in ("sweep", *points(task))]
     parser.add_argument("--only", default=",".join(every), help="TASK:PART, with commas, in order")
     parser.add_argument("--methods", default=",".join(METHODS), help="objectives, with commas")
+    parser.add_argument("--seeds", default=",".join(map(str, SEEDS)), help="with commas")
     parser.add_argument("--workers", type=int, default=2, help="runs at a time, one thread each")
     parser.add_argument("--dry", action="store_true", help="list the missing runs")
     args = parser.parse_args(argv)
@@ -592,7 +599,8 @@ def main(argv):
             if name not in every:
                 parser.error(f"--only: no {name!r}; there are {', '.join(every)}")
         pairs = [tuple(name.split(":")) for name in wanted]
-        run_all(pairs, args.methods.split(","), args.workers, args.dry)
+        seeds = [int(seed) for seed in args.seeds.split(",")]
+        run_all(pairs, args.methods.split(","), seeds, args.workers, args.dry)
         return
     rows = read_rows()
     print_starts(rows)
