@@ -17,7 +17,7 @@ def line(label, seed, one, most=0.9, distinct=2.0, task="tiny", part="main", lr=
 
 def sweep(label, scores):
     """Lines of a sweep: {rate: pass@1}."""
-    return [line(label, 100, one, 0, part="sweep", lr=rate) for rate, one in scores.items()]
+    return [line(label, 100, one, part="sweep", lr=rate) for rate, one in scores.items()]
 
 
 ASKED = [("tiny", "sweep"), ("tiny", "main")]
