@@ -5,6 +5,7 @@ import math
 
 import pytest
 
+from examples import words
 from tools import study
 
 
@@ -75,17 +76,21 @@ def test_every_label_is_of_a_method_and_its_flags_are_lads():
         assert {label for front in study.FRONTS.values() for label in front} <= labels
 
 
-def test_the_sweep_never_sees_the_reported_prompts(tmp_path, tiny):
-    flags = study.split_for_sweep("tiny", tmp_path)
+@pytest.mark.parametrize("task", ("tiny", "smol"))
+def test_the_sweep_never_sees_the_reported_prompts(task, tmp_path, tiny):
+    flags = study.split_for_sweep(task, tmp_path)
     parts = dict(zip(flags[::2], flags[1::2], strict=True))
-    prompts = {}
-    for key, path in (*parts.items(), ("reported", tiny["test"])):
-        prompts[key] = [json.loads(text)["prompt"] for text in open(path)]
-    assert len(prompts["--eval_data"]) == study.VALIDATION
-    everything = [prompt for part in prompts.values() for prompt in part]
+    rows = {key: [json.loads(text) for text in open(path)] for key, path in parts.items()}
+    if task == "tiny":
+        train, rows["reported"] = (
+            [json.loads(x) for x in open(tiny[k])] for k in ("train", "test")
+        )
+    else:
+        train, rows["reported"] = words.train(), words.test()
+    assert rows["--data"] + rows["--eval_data"] == train
+    assert len(rows["--eval_data"]) == study.TASKS[task].validation
+    everything = [json.dumps(row) for part in rows.values() for row in part]
     assert len(set(everything)) == len(everything)
-    with open(tiny["train"]) as f:
-        assert len(prompts["--data"]) == len(f.readlines()) - study.VALIDATION
 
 
 def test_a_front_is_read_between_its_points_and_nowhere_else():

@@ -11,8 +11,10 @@ CPU can train on.
 torch and vLLM already (half of a short run is imports). A line of the CSV is one evaluation of one
 run, with the commit that made it.
 
+Without a hub, LAD_SMOL names the folder of smol's model (tests/pypi_model.py makes it).
+
 Learning rates are chosen on prompts and a seed that no reported figure has seen: the sweep trains
-on all but the last VALIDATION training prompts, and those judge it. The rate with the highest
+on all but the last of the training prompts, and those judge it. The rate with the highest
 pass@1 at the end is taken; where it is an end of the grid, the grid grows.
 """
 
@@ -43,6 +45,7 @@ for key, value in {
     os.environ.setdefault(key, value)
 
 import lad
+from examples import words
 from harness import command, tiny
 
 CSV = HERE / "docs" / "study.csv"
@@ -53,8 +56,8 @@ FIELDS = [*RUN, *NUMBERS, "commit"]
 
 METHODS = ("grpo", "lad", "fade", "lad_anchor", "flowrl", "gflowrl")
 SEEDS = (0, 1, 2, 3, 4)
+SMOL = os.environ.get("LAD_SMOL")  # smol's model as a folder, where there is no hub
 SWEEP_SEED = 100
-VALIDATION = 128  # prompts
 GROWN = 2  # times that a grid of rates may grow at an end
 
 
@@ -66,12 +69,22 @@ class Task:
     every: int  # steps between evaluations
     rates: tuple  # the grid
     entropy: float  # of a token before training, in nats
+    validation: int = 128  # training prompts that the sweep keeps to judge its rates
     flags: tuple = ()
 
 
 TASKS = {
     "tiny": Task(steps=30, every=15, rates=(5e-5, 1e-4, 2e-4), entropy=0.49),
     "tiny-hard": Task(steps=40, every=20, rates=(5e-5, 1e-4, 2e-4), entropy=0.72),
+    # Two updates a batch, so that LAD's ratio leaves 1; samples as many as elsewhere
+    "smol": Task(
+        steps=10,
+        every=5,
+        rates=(5e-6, 1e-5, 2e-5),
+        entropy=2.9,
+        validation=48,
+        flags=("--minibatches", "2", "--eval_samples", "32"),
+    ),
 }
 
 
@@ -227,6 +240,8 @@ def run(job, folder, commit):
     argv = ["--config", name, "--seed", str(seed), "--lr", repr(rate), "--out", str(out)]
     argv += ["--steps", str(task.steps), "--eval_every", str(task.every)]
     argv += ["--checkpoint_every", "0", "--verify_workers", "1", *task.flags]
+    if name == "smol" and SMOL:
+        argv += ["--model", SMOL]
     if part == "sweep":
         argv += split_for_sweep(name, folder)
     sys.argv = ["lad.py"]
@@ -257,12 +272,16 @@ def run(job, folder, commit):
 
 
 def split_for_sweep(name, folder):
-    """Flags that train on all but the last VALIDATION training prompts and evaluate on those."""
-    lines = Path(tiny.make(name)["train"]).read_text().splitlines(keepends=True)
+    """Flags that train on all but the last of the training prompts and evaluate on those."""
+    if name in tiny.TASKS:
+        lines = Path(tiny.make(name)["train"]).read_text().splitlines()
+    else:
+        lines = [json.dumps(row) for row in words.train()]
+    count = TASKS[name].validation
     train = Path(folder, f"{name}-{os.getpid()}-train.jsonl")
-    train.write_text("".join(lines[:-VALIDATION]))
+    train.write_text("\n".join(lines[:-count]))
     held_out = Path(folder, f"{name}-{os.getpid()}-validation.jsonl")
-    held_out.write_text("".join(lines[-VALIDATION:]))
+    held_out.write_text("\n".join(lines[-count:]))
     return ["--data", str(train), "--eval_data", str(held_out)]
 
 
@@ -359,7 +378,7 @@ def import_once(tasks):
     import vllm
     import vllm.v1.worker.cpu_worker  # noqa: F401
 
-    for task in tasks:
+    for task in tasks & set(tiny.TASKS):
         tiny.make(task)
     gc.collect()
     gc.freeze()
@@ -572,7 +591,7 @@ def draw(rows, task, path):
         ax.set_xlabel("held-out pass@1")
         ax.grid(alpha=0.3)
     axes[0].set_ylabel("held-out pass@32")
-    axes[1].set_ylabel("distinct right answers to a puzzle (of 32)")
+    axes[1].set_ylabel("distinct right answers to a prompt (of 32)")
     axes[0].legend(fontsize=8)
     seeds = f"{min(counts)} to {max(counts)}" if len(counts) > 1 else str(*counts)
     fig.suptitle(
