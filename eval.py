@@ -656,7 +656,8 @@ def draw_training(ax, key, runs):
 
 
 def slug(name):
-    return re.sub(r"[^\w.-]+", "_", name).strip("_")
+    """A name as part of a file's name, which does not begin with a dot: ../e/m1 is e_m1."""
+    return re.sub(r"[^\w.-]+", "_", name).strip("._")
 
 
 def share(items, cfg):

@@ -463,3 +463,16 @@ def test_a_model_that_is_none_and_a_run_that_is_not_finished(forks, tmp_path):
         said = forks.run("eval.py", model, *FLAGS, "--out", tmp_path / "out", *flags, code=2)
         last = said.splitlines()[-1]
         assert last.startswith("eval.py: error: ") and expected in last
+
+
+@pytest.mark.parametrize(
+    ("name", "file"),
+    [
+        ("../e/m1", "e_m1"),
+        ("./runs/tiny-lad-s0", "runs_tiny-lad-s0"),
+        ("org/model@v1.5", "org_model_v1.5"),
+        ("/abs/.hidden", "abs_.hidden"),
+    ],
+)
+def test_no_file_of_answers_is_hidden(name, file):
+    assert ev.slug(name) == file
