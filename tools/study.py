@@ -518,6 +518,7 @@ FRONTS = {
         "lad_anchor",
         "lad_anchor eta 0.5",
     ],
+    "LAD, anchor moving": ["lad_anchor ref_every 5", "lad_anchor ref_every 10", "lad_anchor"],
     "LAD, eta": ["lad eta 0.0625", "lad", "lad eta 1.0", "lad eta 4.0"],
     "FlowRL, beta": ["flowrl flow_beta 45.0", "flowrl", "flowrl flow_beta 5.0"],
     "GFlowRL, beta": ["gflowrl gflow_beta 64.0", "gflowrl", "gflowrl gflow_beta 1.0"],
@@ -571,6 +572,8 @@ def draw(rows, task, path):
     counts = set()
     for number, (name, labels) in enumerate(FRONTS.items()):
         have = [list(found[label].values()) for label in labels if label in found]
+        if not have:
+            continue
         for ax, key in zip(axes, ("pass@32", "distinct"), strict=True):
             xs = [interval([r["pass@1"] for r in lines]) for lines in have]
             ys = [interval([r[key] for r in lines]) for lines in have]
