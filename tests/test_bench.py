@@ -247,6 +247,22 @@ def test_tables_of_vllm(run, tmp_path):
 
 
 @pytest.mark.slow
+def test_prefill_of_a_preset(run, tmp_path):
+    """Its batches are sums of what is measured, and each is compared with its own kind."""
+    flags = ["--config", "tiny", "--repeats", "1", "--out", tmp_path / "out.json"]
+    text = run("prefill", *flags)
+    found = check(text, json.loads((tmp_path / "out.json").read_text()))
+    rows = {row[0]: row[1:] for row in found["prefill"]["rows"]}
+    alone, shared = (f"a prompt for each {what}" for what in ("response", "group"))
+    for what in ("generation", "batch"):
+        assert rows[f"{what}, {alone}"][1] == 1
+        ratio = rows[f"{what}, {shared}"][0] / rows[f"{what}, {alone}"][0]
+        assert rows[f"{what}, {shared}"][1] == pytest.approx(ratio)
+    saved = rows[f"generation, {alone}"][0] - rows[f"generation, {shared}"][0]
+    assert rows[f"batch, {alone}"][0] - rows[f"batch, {shared}"][0] == pytest.approx(saved)
+
+
+@pytest.mark.slow
 def test_step_splits_a_run(run, tmp_path):
     text = run(
         "step", "--steps", "3", "--out", tmp_path / "out.json", "--picture", tmp_path / "split.png"

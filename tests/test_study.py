@@ -53,11 +53,23 @@ def test_what_is_run_is_not_run_again_and_seeds_are_shared_with_no_sweep():
     rows = sweep("grpo", {5e-5: 0.1, 1e-4: 0.3, 2e-4: 0.2})
     jobs = study.missing_jobs(rows, ASKED, ["grpo"])
     assert [job[:5] for job in jobs] == [("tiny", "main", "grpo", 1e-4, s) for s in study.SEEDS]
-    assert study.SWEEP_SEED not in study.SEEDS
+    assert study.SWEEP_SEED not in {*study.SEEDS, *study.FRESH_SEEDS}
     rows.append(line("grpo", 0, 0.5))
     assert [job[4] for job in study.missing_jobs(rows, ASKED, ["grpo"])] == [1, 2, 3, 4]
     half = line("grpo", 1, 0.5) | {"step": 15}  # a run that was killed has no last line
     assert len(study.missing_jobs([*rows, half], ASKED, ["grpo"])) == 4
+
+
+def test_what_is_asked_again_has_seeds_of_its_own():
+    rows = sweep("grpo", {5e-5: 0.1, 1e-4: 0.3, 2e-4: 0.2})
+    jobs = study.missing_jobs(rows, [("tiny", "fresh")], ["grpo"])
+    assert {job[4] for job in jobs} == set(study.FRESH_SEEDS)
+    assert not set(study.FRESH_SEEDS) & set(study.SEEDS)
+    rows += [line("grpo", seed, 0.5) for seed in study.SEEDS]
+    rows += [line("grpo", seed, 0.7, part="fresh") for seed in study.FRESH_SEEDS]
+    assert {r["pass@1"] for r in study.reported(rows, "tiny")["grpo"].values()} == {0.5}
+    fresh = study.reported(rows, "tiny", study.FRESH_SEEDS)["grpo"]
+    assert {r["pass@1"] for r in fresh.values()} == {0.7}
 
 
 def test_every_label_is_of_a_method_and_its_flags_are_lads():

@@ -6,6 +6,8 @@ bench.py: every speed and memory figure that the docs quote, and the command tha
     python tools/bench.py trainer    # an update on a frozen rollout file: tokens/s, MFU, peak
                                      # memory, pad tokens; TRL's on the same file
     python tools/bench.py rollout    # lad.generate against vLLM's LLM.generate, same parameters
+    python tools/bench.py prefill    # a batch of the preset smol, its group's prompt computed once,
+                                     # and once for each response
     python tools/bench.py sync       # the weight push against a copy of the same bytes
     python tools/bench.py step       # where the seconds of a tiny run's steps go, and the operators
                                      # of one of its minibatches
@@ -58,7 +60,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import lad
 import verify
 from harness import command, tiny
-from harness.data import find_model
+from harness.data import find_model, load_data, load_tokenizer
 from harness.ranks import join
 from harness.settings import did_you_mean, die, one_line
 
@@ -666,6 +668,72 @@ def rollout(args, device):
     yield title, columns, rows, note
 
 
+def prefill(args, device):
+    """A batch of a preset, with its own model and prompts: what sharing a group's prompt saves."""
+    import transformers
+    import vllm
+
+    # The preset's model and its first prompts
+    argv = ["--config", args.config, "--checkpoint_every", "0"]
+    if args.model:
+        argv += ["--model", args.model]
+    cfg = start(argv, device)
+    folder = str(find_model(cfg))
+    rows = load_data(cfg, load_tokenizer(folder))
+    prompts = [row["prompt_ids"] for row in rows[: cfg.prompts]]
+    llm = lad.start_vllm(cfg, folder, device)
+    model, update = updates(cfg, folder, device)
+
+    def generate(**options):
+        """LLM.generate with the cache of prompts empty; its outputs."""
+        llm.reset_prefix_cache()
+        transformers.set_seed(0)
+        sampling = dict(n=cfg.group, temperature=cfg.temperature, max_tokens=cfg.max_tokens)
+        sampling.update(logprobs=0, flat_logprobs=True, detokenize=False, **options)
+        asked = [{"prompt_token_ids": ids} for ids in prompts]
+        return llm.generate(asked, vllm.SamplingParams(**sampling), use_tqdm=False)
+
+    block = contextlib.ExitStack()
+
+    def push():
+        block.enter_context(lad.awake(llm, model, device))
+
+    # What the updates train on
+    push()
+    samples = []
+    for ids, group in zip(prompts, lad.generate(llm, cfg, prompts, cfg.group, seed=0), strict=True):
+        samples += [dict(s, prompt=ids, adv=1.0) for s in group]
+    block.close()
+
+    # A step of the run, with both ways of generation
+    runs = {
+        "weights pushed": push,
+        "generation, a prompt for each response": partial(generate, skip_reading_prefix_cache=True),
+        "generation, a prompt for each group": generate,
+        "leaving awake": block.close,
+        "update": partial(update, samples),
+    }
+    times = race(runs, args.repeats or 5, device)
+    alone, shared = (times[name] for name in runs if name.startswith("generation"))
+    rest = [times[name] for name in ("weights pushed", "leaving awake", "update")]
+    batch = [sum(parts) for parts in zip(alone, *rest, strict=True)]
+    batch_shared = [sum(parts) for parts in zip(shared, *rest, strict=True)]
+
+    rows = [[name, median(times[name]), ""] for name in ("weights pushed", "update")]
+    rows.append(["generation, a prompt for each response", median(alone), 1.0])
+    rows.append(["generation, a prompt for each group", median(shared), ratio(shared, alone)])
+    rows.append(["batch, a prompt for each response", median(batch), 1.0])
+    rows.append(
+        ["batch, a prompt for each group", median(batch_shared), ratio(batch_shared, batch)]
+    )
+    lengths = [len(ids) for ids in prompts]
+    title = f"prefill, {args.config}, {len(prompts)} prompts x {cfg.group} responses, "
+    title += f"prompts of {min(lengths)} to {max(lengths)} tokens, {len(batch)} repeats"
+    columns = ["what", "s", "time / with a prompt for each response"]
+    note = "One engine; vLLM is asked not to read its cache of prompts, or may."
+    yield title, columns, rows, note
+
+
 def sync(args, device):
     name = args.shape or ("tiny" if device.type == "cpu" else "1.5b")
     if name != "tiny":
@@ -858,7 +926,8 @@ def right_answers(n):
 
 # ==== 8. main ===================================================================================
 
-TABLES = dict(head=head, trainer=trainer, rollout=rollout, sync=sync, step=step, verify=verified)
+TABLES = dict(head=head, trainer=trainer, rollout=rollout, prefill=prefill)
+TABLES |= dict(sync=sync, step=step, verify=verified)
 
 
 def shapes(args, device, cpu, cuda):
@@ -884,6 +953,8 @@ def parse(argv):
         ("steps", 12, "step: rollout batches of the run"),
         ("items", 2000, "verify: plain numbers in a turn"),
         ("workers", 2, "verify: processes"),
+        ("config", "smol", "prefill: the preset"),
+        ("model", "", "prefill: another model than the preset's, a folder or a hub name"),
         ("out", "", "the tables as JSON too, in this file"),
         ("picture", "", "step: a PNG of the split"),
     ):

@@ -56,6 +56,7 @@ FIELDS = [*RUN, *NUMBERS, "commit"]
 
 METHODS = ("grpo", "lad", "fade", "lad_anchor", "flowrl", "gflowrl")
 SEEDS = (0, 1, 2, 3, 4)
+FRESH_SEEDS = (5, 6, 7, 8, 9)  # of part fresh: they had no say in what it asks again
 SMOL = os.environ.get("LAD_SMOL")  # smol's model as a folder, where there is no hub
 SWEEP_SEED = 100
 GROWN = 2  # times that a grid of rates may grow at an end
@@ -88,13 +89,16 @@ TASKS = {
 }
 
 
+KL = (0.01, 0.03, 0.05, 0.1, 0.2, 0.3)  # kl_coef of GRPO's front
+
+
 def points(task):
     """{part: {label: flags}}. A label's first word is the objective, whose rate the sweep gave."""
     main = {name: [] for name in METHODS}
 
     # Fronts: the one knob of each method between what the start had and accuracy
     front = {}
-    for kl_coef in (0.01, 0.03, 0.1, 0.3):
+    for kl_coef in KL:
         front[f"grpo kl_coef {kl_coef}"] = ["--kl_coef", str(kl_coef)]
     for eta in (0.0625, 0.125, 0.5):
         front[f"lad_anchor eta {eta}"] = ["--eta", str(eta)]
@@ -130,7 +134,12 @@ def points(task):
     for name in ("lad", "grpo"):
         for m, e in ((1, 1), (4, 1), (4, 4)):
             question[f"{name} {m}x{e} updates"] = ["--minibatches", str(m), "--epochs", str(e)]
-    return dict(main=main, front=front, fade=fade, question=question)
+
+    # What stood out among all these with SEEDS, and what it stood out from
+    picked = ["grpo", "lad", *(f"grpo kl_coef {c}" for c in KL), "fade rate 1.0"]
+    picked += ["lad_anchor eta 0.0625", "lad_anchor ref_every 10"]
+    fresh = {label: (main | front | fade)[label] for label in picked}
+    return dict(main=main, front=front, fade=fade, question=question, fresh=fresh)
 
 
 def objective_of(label):
@@ -213,7 +222,7 @@ def missing_jobs(rows, wanted, methods=METHODS, seeds=SEEDS):
 
         # Seed by seed, so that what is there at any time is balanced
         for part, labels in asked.items():
-            for seed in seeds:
+            for seed in FRESH_SEEDS if part == "fresh" else seeds:
                 for label, flags in labels.items():
                     objective = objective_of(label)
                     if objective in best:
@@ -418,13 +427,13 @@ def cell(values, digits, sign=""):
     return f"{mean:{sign}.{digits}f}"
 
 
-def reported(rows, task):
+def reported(rows, task, seeds=SEEDS):
     """{label: {seed: its last line}} of everything but the sweep, at the sweep's rate."""
     best = best_rates(rows, task)
     found = {}
     for r in rows:
         is_last = r["step"] == TASKS[task].steps
-        if r["task"] == task and r["part"] != "sweep" and is_last:
+        if r["task"] == task and int(r["seed"]) in seeds and is_last:
             if r["lr"] == best.get(objective_of(r["label"])):
                 found.setdefault(r["label"], {})[r["seed"]] = r
     return found
@@ -433,7 +442,7 @@ def reported(rows, task):
 def print_table(rows, task, part):
     """A markdown table of a part: mean ± 95% interval over seeds at the last step, and the
     difference to GRPO, seed by seed. One that holds 0 separates nothing."""
-    found = reported(rows, task)
+    found = reported(rows, task, FRESH_SEEDS if part == "fresh" else SEEDS)
     labels = [label for label in points(TASKS[task])[part] if label in found]
     if not labels:
         return
@@ -511,7 +520,7 @@ def print_line(cells):
 
 # {name: the labels of its points, from accuracy to the start's diversity}
 FRONTS = {
-    "GRPO, KL to the start": ["grpo", *(f"grpo kl_coef {c}" for c in (0.01, 0.03, 0.1, 0.3))],
+    "GRPO, KL to the start": ["grpo", *(f"grpo kl_coef {c}" for c in KL)],
     "LAD, anchored, eta": [
         "lad_anchor eta 0.0625",
         "lad_anchor eta 0.125",
@@ -536,15 +545,16 @@ def on_front(front, seed, x, key):
     return None
 
 
-def print_against_kl(rows, task):
+def print_against_kl(rows, task, seeds=SEEDS):
     """At equal pass@1: what each point has above the front of GRPO with KL, seed by seed."""
-    found = reported(rows, task)
+    found = reported(rows, task, seeds)
     labels = FRONTS["GRPO, KL to the start"]
     front = [found[label] for label in labels if label in found]
     others = [label for label in found if label not in labels]
     if len(front) < 3 or not others:
         return
-    print_header([f"{task}: above GRPO's front at equal pass@1", "seeds", "pass@32", "distinct"])
+    which = "fresh seeds" if seeds == FRESH_SEEDS else "seeds"
+    print_header([f"{task}: above GRPO's front at equal pass@1", which, "pass@32", "distinct"])
     for label in others:
         above = {"pass@32": [], "distinct": []}
         for seed, r in found[label].items():
@@ -631,6 +641,7 @@ def main(argv):
         for part in points(task):
             print_table(rows, name, part)
         print_against_kl(rows, name)
+        print_against_kl(rows, name, FRESH_SEEDS)
         print_sweep(rows, name)
         if len(reported(rows, name)) > 1:
             draw(rows, name, CSV.parent / f"study-{name}.png")
