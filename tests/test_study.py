@@ -12,8 +12,9 @@ from tools import study
 def line(label, seed, one, most=0.9, distinct=2.0, task="tiny", part="main", lr=1e-4):
     """A line of the CSV at the last step, as read_rows() gives it."""
     values = {"task": task, "part": part, "label": label, "lr": lr, "seed": str(seed)}
+    schedule = {"fade_alpha": 1.0, "fade_delta": 1.0}
     values |= {"step": study.TASKS[task].steps, "pass@1": one, "pass@32": most}
-    return values | {"distinct": distinct, "entropy": 0.2, "fade_alpha": 1.0, "fade_delta": 1.0}
+    return values | {"distinct": distinct, "entropy": 0.2, "tokens": 6.0} | schedule
 
 
 def sweep(label, scores):

@@ -440,13 +440,14 @@ def reported(rows, task, seeds=SEEDS):
 
 
 def print_table(rows, task, part):
-    """A markdown table of a part: mean ± 95% interval over seeds at the last step, and the
-    difference to GRPO, seed by seed. One that holds 0 separates nothing."""
+    """A markdown table of a part: mean ± 95% interval over seeds at the last step (entropy of a
+    token in nats and tokens of a response: of its training batch), and the difference to GRPO, seed
+    by seed. One that holds 0 separates nothing."""
     found = reported(rows, task, FRESH_SEEDS if part == "fresh" else SEEDS)
     labels = [label for label in points(TASKS[task])[part] if label in found]
     if not labels:
         return
-    columns = [f"{task}: {part}", "lr", "seeds", *KEYS, "entropy"]
+    columns = [f"{task}: {part}", "lr", "seeds", *KEYS, "entropy", "tokens"]
     columns += [f"{key} less GRPO's" for key in KEYS]
     if part == "fade":
         columns += ["alpha", "delta"]
@@ -459,6 +460,7 @@ def print_table(rows, task, part):
         cells = [label, f"{last[0]['lr']:g}", str(len(last))]
         cells += [cell([r[key] for r in last], digits) for key, digits in KEYS.items()]
         cells.append(cell([r["entropy"] for r in last], 2))
+        cells.append(cell([r["tokens"] for r in last], 2))
         cells += differences(mine, found.get("grpo", {}))
         if part == "fade":
             cells += [f"{statistics.mean(r[key] for r in last):.2f}" for key in SCHEDULE]
