@@ -334,8 +334,7 @@ def run_all(wanted, methods, seeds, workers, dry):
             print(f"  {task:10} {part:8} {label:28} lr {rate:g}  seed {seed}")
         return
 
-    describe = ["git", "-C", str(HERE), "describe", "--always", "--dirty"]
-    commit = subprocess.run(describe, capture_output=True, text=True).stdout.strip()
+    commit = commit_of_code()
     if not CSV.exists():
         CSV.write_text(",".join(FIELDS) + "\n")
     import_once({task for task, _ in wanted})
@@ -379,6 +378,18 @@ def run_all(wanted, methods, seeds, workers, dry):
         sys.stdout.flush()
     if failed:
         sys.exit(f"study.py: {len(failed)} runs failed; their logs are in {folder}")
+
+
+def commit_of_code():
+    """HEAD's short name, with -dirty where a file differs from it that is not of this study."""
+    git = ["git", "-C", str(HERE)]
+    head = [*git, "rev-parse", "--short", "HEAD"]
+    changes = [*git, "status", "--porcelain", "--untracked-files=no", "--", ".", ":!docs"]
+    name, changed = (
+        subprocess.run(words, capture_output=True, text=True).stdout.strip()
+        for words in (head, changes)
+    )
+    return f"{name}-dirty" if changed else name
 
 
 def import_once(tasks):
@@ -645,7 +656,7 @@ def main(argv):
         print_against_kl(rows, name)
         print_against_kl(rows, name, FRESH_SEEDS)
         print_sweep(rows, name)
-        if len(reported(rows, name)) > 1:
+        if set(points(task)["front"]) & set(reported(rows, name)):
             draw(rows, name, CSV.parent / f"study-{name}.png")
     print("\ncommits:", *sorted({r["commit"] for r in rows}))
 
